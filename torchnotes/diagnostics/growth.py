@@ -1,0 +1,54 @@
+"""Growth per layer: the factor by which a signal's scale changes from one layer to the next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from torchnotes.diagnostics.records import Direction, LayerSignal
+
+
+def trusted_log10(layer: LayerSignal, direction: Direction) -> float | None:
+    """log₁₀ rms of a layer's activation or gradient, or None where its dtype could not hold the signal.
+
+    Near the ends of a format the numbers are no longer the signal: below the smallest normal number they lose digits
+    and then become 0, and one value past the largest becomes an infinity. A slope through such points would not be
+    that of the network.
+    """
+    moments = layer.activation if direction == "forward" else layer.gradient
+    if moments is None or moments.nonfinite or not math.isfinite(moments.log10_rms):
+        return None
+    limits = torch.finfo(getattr(torch, layer.dtype))
+    # From tiny/eps on a typical value has all its digits; a dot product of n terms needs the same of its terms.
+    low, high = math.log10(limits.tiny / limits.eps), math.log10(limits.max) - 1
+    return moments.log10_rms if low <= moments.log10_rms <= high else None
+
+
+def trunk(layers: Sequence[LayerSignal]) -> list[LayerSignal]:
+    """The records between which growth is measured: those of the weight layers, one for each depth."""
+    return [layer for layer in layers if layer.role == "weight"]
+
+
+def growth_per_layer(layers: Sequence[LayerSignal], direction: Direction) -> float | None:
+    """Factor by which the rms changes per layer in the direction in which the signal runs.
+
+    The least-squares slope of log rms against depth, as a factor: activations from the first layer to the last,
+    gradients from the last to the first. A factor below 1 is a signal that shrinks as it travels.
+
+    Args:
+        layers: the records of one pass.
+        direction: activations (``"forward"``) or gradients (``"backward"``).
+
+    Returns:
+        The factor, or None where fewer than two layers have a scale their dtype can hold.
+    """
+    points = [(layer.depth, value) for layer in trunk(layers) if (value := trusted_log10(layer, direction)) is not None]
+    if len({depth for depth, _ in points}) < 2:
+        return None
+    depth, log10 = np.asarray(points, dtype=np.float64).T
+    centred = depth - depth.mean()
+    slope = float(centred @ (log10 - log10.mean()) / (centred @ centred))
+    return 10.0 ** (slope if direction == "forward" else -slope)
