@@ -51,4 +51,4 @@ def growth_per_layer(layers: Sequence[LayerSignal], direction: Direction) -> flo
     depth, log10 = np.asarray(points, dtype=np.float64).T
     centred = depth - depth.mean()
     slope = float(centred @ (log10 - log10.mean()) / (centred @ centred))
-    return 10.0 ** (slope if direction == "forward" else -slope)
+    return math.pow(10.0, slope if direction == "forward" else -slope)
