@@ -92,6 +92,29 @@ class LayerSignal:
 
 
 @dataclass(frozen=True, slots=True)
+class Finding:
+    """What one direction shows: its state, where it begins, and the band it was held against.
+
+    Attributes:
+        direction: activations (``"forward"``) or gradients (``"backward"``).
+        state: the conclusion.
+        growth: factor on the rms per layer; None where fewer than two layers could be compared.
+        change: log₁₀ of the whole change over the net, in the direction of the signal; NaN where not known.
+        band: the changes, in log₁₀ rms, that chance and harmless unevenness may cause at these widths.
+        first_bad_layer: label of the layer from which on the signal goes wrong; None when healthy.
+        reason: the measurement in a sentence.
+    """
+
+    direction: Direction
+    state: State
+    growth: float | None
+    change: float
+    band: tuple[float, float]
+    first_bad_layer: str | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """What the measurements mean, for activations and for gradients separately.
 
@@ -102,6 +125,7 @@ class Verdict:
             runs; None when all is healthy.
         reason: which factor did it, in a sentence.
         prescription: what cures it, in a sentence; empty when nothing need be cured.
+        findings: the directions one by one, with their numbers.
     """
 
     forward: State
@@ -109,6 +133,7 @@ class Verdict:
     first_bad_layer: str | None = None
     reason: str = ""
     prescription: str = ""
+    findings: tuple[Finding, ...] = ()
 
     @property
     def healthy(self) -> bool:
