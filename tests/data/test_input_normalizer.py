@@ -62,7 +62,7 @@ def test_streaming_is_stable_for_mean_1e8_and_deviation_1(dtype, batch):
     generator = torch.Generator().manual_seed(1)
     x = (1e8 + torch.randn(1000, 3, generator=generator, dtype=torch.float64)).to(dtype)
     # float32 steps by 8 here: give it some spread that it can hold
-    x[:2] = torch.tensor([1e8 - 64.0, 1e8 + 64.0], dtype=dtype)[:, None]
+    x[:2] = torch.tensor([1e8 - 64.0, 1e8 + 1000.0], dtype=dtype)[:, None]
     normalizer = InputNormalizer()
     for piece in x.split(batch):
         normalizer.partial_fit(piece)
@@ -140,15 +140,35 @@ def test_integer_images_become_the_default_dtype():
     assert y.tolist() == [[-1.0, 0.0], [1.0, 0.0]]
 
 
-@pytest.mark.parametrize("value", [0.0, 0.1, -1e8, 1e300])
+@pytest.mark.parametrize("value", [0.0, 0.1, -1e8 / 3, 1e300])
 def test_constant_features_become_zero_and_are_named(value):
     x = torch.stack([torch.full((37,), value, dtype=torch.float64), torch.arange(37.0, dtype=torch.float64)], 1)
     normalizer = InputNormalizer()
     for piece in x.split(5):
         normalizer.partial_fit(piece)
     assert normalizer.constant_features == [0]
+    assert normalizer.mean[0].item() == value
+    assert normalizer.squares[0].item() == 0.0
+    assert InputNormalizer().fit(x).squares[0].item() == 0.0  # in one piece 37 times the value has a rounded sum
     assert torch.equal(normalizer(x)[:, 0], torch.zeros(37, dtype=torch.float64))
     assert "1 constant, centred but not scaled: feature 0." in normalizer.report()
+
+
+def test_round_off_is_not_a_signal_to_be_scaled_up():
+    x = torch.full((10, 1), 0.3, dtype=torch.float64)
+    x[::2] = 0.1 + 0.2  # one unit in the last place above 0.3
+    normalizer = InputNormalizer().fit(x)
+    assert normalizer.constant_features == [0]
+    assert normalizer(x).abs().max() < 1e-15
+
+
+def test_a_piece_without_finite_values_changes_nothing():
+    normalizer = InputNormalizer(nonfinite_values="ignore").fit(torch.tensor([[1e300], [2e300]], dtype=torch.float64))
+    squares, mean = normalizer.squares.clone(), normalizer.mean.clone()
+    normalizer.partial_fit(torch.full((3, 1), math.nan, dtype=torch.float64))
+    assert torch.equal(normalizer.mean, mean)
+    assert torch.equal(normalizer.squares, squares)
+    assert normalizer.nonfinite_features == {0: 3}
 
 
 def test_nonfinite_values_are_refused_by_feature_and_the_old_figures_kept():
