@@ -1,8 +1,21 @@
 """Why a deep net will not train: the scale of every layer's activations and gradients, a verdict and a cure."""
 
 from torchnotes.diagnostics.growth import growth_per_layer as growth_per_layer
+from torchnotes.diagnostics.moments import moments as moments
+from torchnotes.diagnostics.probing import probe as probe
+from torchnotes.diagnostics.records import Finding as Finding
 from torchnotes.diagnostics.records import LayerSignal as LayerSignal
 from torchnotes.diagnostics.records import Moments as Moments
 from torchnotes.diagnostics.records import Verdict as Verdict
+from torchnotes.diagnostics.report import SignalReport as SignalReport
 
-__all__ = ["LayerSignal", "Moments", "Verdict", "growth_per_layer"]
+__all__ = [
+    "probe",
+    "SignalReport",
+    "LayerSignal",
+    "Moments",
+    "Verdict",
+    "Finding",
+    "moments",
+    "growth_per_layer",
+]

@@ -22,8 +22,8 @@ def trusted_log10(layer: LayerSignal, direction: Direction) -> float | None:
     if moments is None or moments.nonfinite or not math.isfinite(moments.log10_rms):
         return None
     limits = torch.finfo(getattr(torch, layer.dtype))
-    # From tiny/eps on a typical value has all its digits; a dot product of n terms needs the same of its terms.
-    low, high = math.log10(limits.tiny / limits.eps), math.log10(limits.max) - 1
+    # At 16 times the smallest normal number the values that have lost digits are too small to count in the rms.
+    low, high = math.log10(16 * limits.tiny), math.log10(limits.max) - 1
     return moments.log10_rms if low <= moments.log10_rms <= high else None
 
 

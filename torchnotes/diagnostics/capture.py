@@ -1,0 +1,280 @@
+"""Hooks on every module of a model: what comes out of it, and the gradient that arrives there.
+
+The gradient is read by a hook on the output tensor, set inside the module's forward hook. A module's own backward
+hooks would refuse in-place activations; a tensor's hook belongs to the value before it was overwritten.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from torchnotes.diagnostics.moments import Pending, flat_ends, measure, resolve
+from torchnotes.diagnostics.records import LayerSignal, Moments, Role
+from torchnotes.init.following import activation_name
+from torchnotes.init.network import fans, is_layer
+
+Observer = Callable[["Call", Tensor], None]
+"""Told of each output as it is recorded: for statistics per unit."""
+
+
+@dataclass
+class Call:
+    """One call of one module, while it is being measured."""
+
+    name: str
+    module: nn.Module
+    call: int
+    depth: int
+    role: Role
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    channel_axis: int
+    activation: Pending
+    gradient: Pending | None = None
+    hooked: bool = False
+
+
+def tensors_in(value: object) -> Iterator[Tensor]:
+    """Every tensor in nested tuples, lists, mappings and dataclasses, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors_in(item)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors_in(item)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from tensors_in(getattr(value, field.name))
+
+
+def role_of(module: nn.Module) -> Role:
+    """What a module does to the signal."""
+    name = type(module).__name__
+    if is_layer(module) or isinstance(module, (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)):
+        return "weight"
+    if "Norm" in name:
+        return "normalization"
+    if "Dropout" in name or "DropPath" in name:
+        return "dropout"
+    if activation_name(module) is not None:
+        return "activation"
+    return "block" if any(True for _ in module.children()) else "other"
+
+
+def weight_of(module: nn.Module) -> Tensor | None:
+    """The weight that multiplies the signal in a module; None for a module without one."""
+    for key in ("weight", "in_proj_weight", "q_proj_weight", "weight_ih_l0", "weight_ih"):
+        value = module._parameters.get(key)
+        if value is None and key == "weight" and parametrize.is_parametrized(module, key):
+            value = getattr(module, key)
+        if isinstance(value, Tensor):
+            return value
+    return None
+
+
+class Capture:
+    """Hooks on a model that measure one pass at a time, and do nothing while not ``recording``.
+
+    Use as a context manager, or call ``attach`` and ``detach``. Between ``begin`` and ``finish`` each module's call
+    becomes a record: the first floating-point tensor of its output, and its gradient once a backward pass reaches it.
+    A container whose output a child made is not recorded again, nor is a module that returned its input; a forward
+    that runs inside a backward pass (activation checkpointing) is the same call run again, not a new one.
+
+    Args:
+        model: any module; parts that are themselves compiled or scripted are measured from outside.
+        observe: told of each output as it is recorded.
+    """
+
+    def __init__(self, model: nn.Module, observe: Observer | None = None) -> None:
+        self.model = model
+        self.recording = False
+        self.calls: list[Call] = []
+        self._observe = observe
+        self._handles: list[Any] = []
+        self._names: dict[int, str] = {}
+        self._depth = 0
+        self._channel_axis = -1
+        self._counts: dict[int, int] = {}
+        self._recorded: dict[int, tuple[weakref.ref[Tensor], int]] = {}
+
+    def __enter__(self) -> Capture:
+        self.attach()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+    def attach(self) -> None:
+        """Put the hooks on; a second call puts them on modules that were added since."""
+        self.detach()
+        for name, module in self.model.named_modules():
+            self._names[id(module)] = name
+            self._handles.append(module.register_forward_hook(self._after_forward))
+
+    def detach(self) -> None:
+        """Take every hook off."""
+        self.recording = False
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def begin(self) -> None:
+        """Forget the last pass and record from here on."""
+        self.calls = []
+        self._depth, self._channel_axis = 0, -1
+        self._counts.clear()
+        self._recorded.clear()
+        self.recording = True
+
+    def finish(self, gradients: Mapping[int, Tensor] | None = None, *, scale: float = 1.0) -> list[LayerSignal]:
+        """Stop recording and turn what was measured into records, with one copy from each device to the host.
+
+        Args:
+            gradients: gradients of weights by the ``id`` of the parameter; their ``.grad`` where not given.
+            scale: a loss scale, by which activation gradients are divided.
+        """
+        return self.assemble(self.collect(gradients), scale=scale)
+
+    def collect(self, gradients: Mapping[int, Tensor] | None = None) -> list[Pending | None]:
+        """Stop recording and measure the weights and their gradients; nothing waits for a device."""
+        self.recording = False
+        self._recorded.clear()
+        pending: list[Pending | None] = []
+        measured: dict[int, Pending] = {}
+
+        def once(tensor: Tensor | None) -> Pending | None:
+            if tensor is None:
+                return None
+            if id(tensor) not in measured:
+                measured[id(tensor)] = measure(tensor)
+            return measured[id(tensor)]
+
+        for call in self.calls:
+            weight, bias = weight_of(call.module), call.module._parameters.get("bias")
+            gradient = None
+            if weight is not None:
+                gradient = weight.grad if weight.is_leaf else None
+                gradient = gradients.get(id(weight)) if gradients is not None else gradient
+            pending += [call.activation, call.gradient, once(weight), once(gradient), once(bias)]
+        return pending
+
+    def assemble(self, pending: list[Pending | None], *, scale: float = 1.0) -> list[LayerSignal]:
+        """Records from what ``collect`` returned; here the host waits for the device."""
+        present = iter(resolve([item for item in pending if item is not None]))
+        done = [None if item is None else next(present) for item in pending]
+        records = []
+        for order, call in enumerate(self.calls):
+            activation, gradient, weight, weight_gradient, bias = done[5 * order : 5 * order + 5]
+            tensor = weight_of(call.module)
+            fan_in, fan_out = fans(call.module, tensor) if tensor is not None and tensor.dim() >= 2 else (None, None)
+            assert activation is not None
+            records.append(
+                LayerSignal(
+                    name=call.name,
+                    kind=type(call.module).__name__,
+                    call=call.call,
+                    order=order,
+                    depth=call.depth,
+                    role=call.role,
+                    shape=call.shape,
+                    dtype=str(call.dtype).removeprefix("torch."),
+                    activation=activation,
+                    gradient=rescale(gradient, 1 / scale) if gradient is not None else None,
+                    weight=weight,
+                    weight_gradient=weight_gradient,
+                    bias=bias,
+                    fan_in=fan_in,
+                    fan_out=fan_out,
+                    module=call.module,
+                )
+            )
+        return records
+
+    def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not self.recording:
+            return
+        tensor = next((item for item in tensors_in(output) if item.dtype.is_floating_point), None)
+        if tensor is None:
+            return
+        if _inside_backward():
+            self._hook_recomputed(module, tensor)
+            return
+        version = 0 if tensor.is_inference() else tensor._version
+        seen = self._recorded.get(id(tensor))
+        role = role_of(module)
+        if seen is not None and seen[0]() is tensor and seen[1] == version and role != "weight":
+            return
+        self._recorded[id(tensor)] = (weakref.ref(tensor), version)
+        self._record(module, tensor, role)
+
+    def _record(self, module: nn.Module, tensor: Tensor, role: Role) -> None:
+        if role == "weight":
+            self._depth += 1
+            self._channel_axis = 1 if isinstance(module, nn.modules.conv._ConvNd) else -1
+        number = self._counts.get(id(module), 0)
+        self._counts[id(module)] = number + 1
+        call = Call(
+            name=self._names[id(module)],
+            module=module,
+            call=number,
+            depth=self._depth,
+            role=role,
+            shape=tuple(tensor.shape),
+            dtype=tensor.dtype,
+            channel_axis=self._channel_axis,
+            activation=measure(tensor, flat_ends(module)),
+        )
+        self.calls.append(call)
+        if self._observe is not None:
+            self._observe(call, tensor.detach())
+        self._hook(call, tensor)
+
+    def _hook(self, call: Call, tensor: Tensor) -> None:
+        if not tensor.requires_grad:
+            return
+        call.hooked = True
+
+        def read(gradient: Tensor) -> None:
+            call.gradient = measure(gradient)
+
+        tensor.register_hook(read)
+
+    def _hook_recomputed(self, module: nn.Module, tensor: Tensor) -> None:
+        """Checkpointing with re-entry: the graph exists only now, so the gradient can only be hooked now.
+
+        Segments are run again from the last to the first, so it is the last call not yet hooked.
+        """
+        call = next((call for call in reversed(self.calls) if call.module is module and not call.hooked), None)
+        if call is not None:
+            self._hook(call, tensor)
+
+
+def rescale(moments: Moments, factor: float) -> Moments:
+    """The moments of factor · x."""
+    if factor == 1.0:
+        return moments
+    return dataclasses.replace(
+        moments,
+        log10_rms=moments.log10_rms + math.log10(factor),
+        rms=moments.rms * factor,
+        mean=moments.mean * factor,
+        std=moments.std * factor,
+        max_abs=moments.max_abs * factor,
+    )
+
+
+def _inside_backward() -> bool:
+    """Whether a backward pass is running in this thread: a forward now is a checkpointed segment run again."""
+    current = getattr(torch._C, "_current_graph_task_id", None)
+    return current is not None and current() != -1

@@ -1,0 +1,199 @@
+"""The report of one pass: the records, the growth, the verdict; as a table, as rows, as TensorBoard curves."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torchnotes.diagnostics.growth import growth_per_layer
+from torchnotes.diagnostics.records import LayerSignal, Moments, Verdict
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+@dataclass(frozen=True)
+class SignalReport:
+    """What a probe found. Printing it shows the table and the verdict; its rows go into pandas.
+
+    Attributes:
+        layers: one record for each call of each module, in the order of execution.
+        forward_growth: factor on the rms of the activations per layer, from the first layer to the last; None where
+            fewer than two layers could be compared.
+        backward_growth: factor on the rms of the gradients per layer, from the last layer to the first; None also
+            where no backward pass was run.
+        verdict: ``"healthy"``, ``"vanishing"``, ``"exploding"`` or ``"non-finite"`` for each direction.
+        loss: the loss that was sent back; None where none was.
+        unused: weight layers that the pass never called.
+    """
+
+    layers: tuple[LayerSignal, ...]
+    forward_growth: float | None
+    backward_growth: float | None
+    verdict: Verdict
+    loss: float | None = None
+    unused: tuple[str, ...] = ()
+
+    @property
+    def first_bad_layer(self) -> str | None:
+        """Label of the first layer, in the signal's direction, that leaves what is expected; None if none does."""
+        return self.verdict.first_bad_layer
+
+    @property
+    def prescription(self) -> str:
+        """What cures it, in words; empty where nothing need be cured."""
+        return self.verdict.prescription
+
+    @property
+    def healthy(self) -> bool:
+        """Whether neither direction is anything but healthy."""
+        return self.verdict.healthy
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat dict for each record, numbers and words only: ``pandas.DataFrame(report.rows())``."""
+        return [row_of(layer) for layer in self.layers]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything in JSON's types; NaN and infinities, which JSON lacks, become None or a word."""
+        verdict = {
+            "forward": self.verdict.forward,
+            "backward": self.verdict.backward,
+            "first_bad_layer": self.first_bad_layer,
+            "reason": self.verdict.reason,
+            "prescription": self.prescription,
+        }
+        return {
+            "verdict": verdict,
+            "forward_growth": self.forward_growth,
+            "backward_growth": self.backward_growth,
+            "loss": _json_number(self.loss),
+            "unused": list(self.unused),
+            "layers": [{key: _json_number(value) for key, value in row.items()} for row in self.rows()],
+        }
+
+    def to_tensorboard(self, writer: SummaryWriter) -> None:
+        """Write the depth curves (step = layer) and the verdict as a text page; see :mod:`.tensorboard`."""
+        from torchnotes.diagnostics import tensorboard
+
+        tensorboard.write_report(writer, self)
+
+    def summary(self) -> str:
+        """The verdict in words, with growth, first bad layer and cure."""
+        lines = [f"Verdict: {self.verdict}"]
+        lines.append(
+            f"Growth per layer: activations ×{_factor(self.forward_growth)}, gradients ×{_factor(self.backward_growth)}"
+        )
+        if self.first_bad_layer is not None:
+            lines.append(f"First layer that leaves the band: {self.first_bad_layer}")
+        lines += [text for text in (self.verdict.reason, self.prescription) if text]
+        if self.unused:
+            lines.append(f"Never called in this pass: {', '.join(self.unused)}")
+        return "\n".join(lines)
+
+    def __rich__(self) -> Any:
+        from rich.console import Group
+
+        return Group(table_of(self.layers, self.first_bad_layer), self.summary())
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        out = io.StringIO()
+        Console(file=out, width=132, color_system=None, highlight=False).print(self)
+        return out.getvalue().rstrip()
+
+
+def make_report(
+    layers: Sequence[LayerSignal], *, loss: float | None = None, unused: Sequence[str] = ()
+) -> SignalReport:
+    """Judge the records of one pass and put the report together."""
+    from torchnotes.diagnostics.verdict import judge
+
+    return SignalReport(
+        layers=tuple(layers),
+        forward_growth=growth_per_layer(layers, "forward"),
+        backward_growth=growth_per_layer(layers, "backward"),
+        verdict=judge(layers),
+        loss=loss,
+        unused=tuple(unused),
+    )
+
+
+def row_of(layer: LayerSignal) -> dict[str, Any]:
+    """A record as one flat dict: ``activation_rms``, ``gradient_log10_rms``, ..."""
+    row: dict[str, Any] = {
+        "layer": layer.label,
+        "kind": layer.kind,
+        "role": layer.role,
+        "depth": layer.depth,
+        "shape": "×".join(map(str, layer.shape)),
+        "dtype": layer.dtype,
+        "fan_in": layer.fan_in,
+        "fan_out": layer.fan_out,
+    }
+    for part in ("activation", "gradient", "weight", "weight_gradient", "bias"):
+        moments = getattr(layer, part)
+        for field in dataclasses.fields(Moments):
+            row[f"{part}_{field.name}"] = None if moments is None else getattr(moments, field.name)
+    return row
+
+
+def table_of(layers: Sequence[LayerSignal], first_bad_layer: str | None = None) -> Any:
+    """A rich table, one line a record; the first bad layer is marked."""
+    from rich.table import Table
+
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("layer", overflow="fold")
+    table.add_column("kind")
+    for heading in ("depth", "rms", "mean", "std", "max", "zeros", "saturated", "grad rms", "weight rms", "dW rms"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for layer in layers:
+        activation, bad = layer.activation, layer.label == first_bad_layer
+        table.add_row(
+            ("▶ " if bad else "") + layer.label,
+            layer.kind,
+            str(layer.depth),
+            scale(activation),
+            _number(activation.mean),
+            _number(activation.std),
+            _number(activation.max_abs),
+            _share(activation.share_zero),
+            "" if activation.share_saturated is None else _share(activation.share_saturated),
+            scale(layer.gradient),
+            scale(layer.weight),
+            scale(layer.weight_gradient),
+            style="bold red" if bad else None,
+        )
+    return table
+
+
+def scale(moments: Moments | None) -> str:
+    """An rms as text; from log₁₀, so that what float32 could not square still has its digits."""
+    if moments is None:
+        return ""
+    bad = f" +{moments.nonfinite} non-finite" if moments.nonfinite else ""
+    if math.isnan(moments.log10_rms):
+        return f"{moments.nonfinite} non-finite" if moments.nonfinite else "empty"
+    return ("0" if moments.log10_rms == -math.inf else f"{10**moments.log10_rms:.3g}") + bad
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.2g}"
+
+
+def _share(value: float) -> str:
+    return "" if math.isnan(value) else f"{100 * value:.0f} %"
+
+
+def _factor(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.4g}"
+
+
+def _json_number(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else ("-Infinity" if value < 0 else "Infinity")
+    return value
