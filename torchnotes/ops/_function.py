@@ -35,8 +35,8 @@ The rules, and what each buys:
   the cyclic collector happens to run. Numbers and booleans may be attributes of ctx.
 - ``backward`` is arithmetic on ``ctx.saved_tensors`` that autograd can differentiate again, and returns one gradient
   for each argument of ``forward``, None for constants. It may skip what ``ctx.needs_input_grad`` says nobody wants. It
-  never writes into ``grad_y`` or a saved tensor: both belong to others. A tensor made in ``backward`` itself may be
-  overwritten; one that is derived from ``grad_y`` by arithmetic, so that it is batched whenever ``grad_y`` is.
+  never writes into ``grad_y`` or a saved tensor: both belong to others. A tensor that it made itself it may overwrite
+  where `may_overwrite` says so.
 - ``jvp`` is the forward-mode rule: tangents in, tangents out, None for arguments without one. An elementwise op has a
   diagonal Jacobian, so there ``jvp = backward``. A linear op's ``jvp`` is its own forward on the tangent.
 - ``autocast`` names the op's policy under `torch.autocast`, see `Op`.
@@ -60,6 +60,26 @@ def save(ctx: Any, *tensors: Tensor | None) -> None:
     ctx.save_for_backward(*tensors)
     if not torch.compiler.is_compiling():  # the compiled variant has no jvp, and the compiler knows no such method
         ctx.save_for_forward(*tensors)
+
+
+def may_overwrite(incoming: Tensor) -> bool:
+    """Whether a forward or backward may compute in the memory of the temporaries it has just made.
+
+    True where nobody differentiates or batches the arithmetic: not under ``create_graph=True``, ``is_grads_batched``,
+    a `torch.func` transform, forward mode or the compiler. Allocation costs more than arithmetic on a CPU, so large
+    tensors gain.
+
+    Args:
+        incoming: the tensor that came from outside, such as ``grad_y``.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or torch.is_grad_enabled()
+        or not _FAST_PATH
+        or _transforms_active()
+        or _is_legacy_batched(incoming)
+        or forward_ad._current_level >= 0
+    )
 
 
 class Op(torch.autograd.Function):
@@ -128,11 +148,13 @@ def _autocast(policy: Literal["low", "float32"], args: tuple[Any, ...]) -> tuple
     )
 
 
-def _no_transforms() -> bool:
+def _missing(*_: Any) -> bool:
     return False
 
 
-_transforms_active: Any = getattr(torch._C, "_are_functorch_transforms_active", _no_transforms)
+_transforms_active: Any = getattr(torch._C, "_are_functorch_transforms_active", _missing)
+# Under is_grads_batched=True, which is older than torch.func and not counted as one of its transforms.
+_is_legacy_batched: Any = getattr(getattr(torch._C, "_functorch", None), "is_legacy_batchedtensor", _missing)
 
 
 class _Probe(torch.autograd.Function):
@@ -152,7 +174,7 @@ class _Probe(torch.autograd.Function):
 
 
 def _fast_path_works() -> bool:
-    """Whether the three private names that `Op.call` relies on are there and mean what they did.
+    """Whether the private names that `Op.call` relies on are there and mean what they did.
 
     The node is run by hand: a backward through the engine would start its device threads, and a process that has
     them can no longer be forked.
@@ -166,7 +188,7 @@ def _fast_path_works() -> bool:
                 type(y.grad_fn) is _Probe._backward_cls
                 and y.item() == 6.0
                 and grad_x.item() == 30.0
-                and _transforms_active is not _no_transforms
+                and _missing not in (_transforms_active, _is_legacy_batched)
                 and isinstance(forward_ad._current_level, int)
             )
     except Exception:  # whatever has changed: the public path needs none of it

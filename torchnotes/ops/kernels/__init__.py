@@ -1,0 +1,1 @@
+"""What the ops run on a device beneath their arithmetic: the same results, sooner."""
