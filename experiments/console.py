@@ -1,0 +1,135 @@
+"""What an experiment shows on the terminal: a progress bar, one table, and a reading of it in plain words."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class ExperimentConfig(Protocol):
+    """What every experiment's config has: where the logs go."""
+
+    @property
+    def log_dir(self) -> Path:
+        """TensorBoard's folder."""
+
+
+ConfigT = TypeVar("ConfigT", bound=ExperimentConfig)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One statement of the notes, and what the run found.
+
+    Attributes:
+        text: the statement, as a sentence.
+        held: whether it was confirmed; None where this run cannot tell.
+        evidence: the measured numbers.
+    """
+
+    text: str
+    held: bool | None
+    evidence: str
+
+    @property
+    def outcome(self) -> str:
+        """In words."""
+        return {True: "held", False: "did not hold", None: "not judged"}[self.held]
+
+
+@dataclass
+class Table:
+    """A results table that prints on a terminal and in Markdown alike.
+
+    Attributes:
+        title: one line above it.
+        columns: headings; all but the first two are set right.
+        rows: cells as text; None is a rule between groups of rows.
+        caption: what the reader must know to read it, below it.
+    """
+
+    title: str
+    columns: Sequence[str]
+    caption: str = ""
+    rows: list[Sequence[str] | None] = field(default_factory=list)
+
+    def print(self, console: Console) -> None:
+        """Draw it on the terminal."""
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table as RichTable
+
+        table = RichTable(
+            title=self.title,
+            title_justify="left",
+            title_style="bold",
+            caption=self.caption,
+            caption_justify="left",
+            box=SIMPLE_HEAD,
+            pad_edge=False,
+            collapse_padding=True,
+        )
+        for index, column in enumerate(self.columns):
+            table.add_column(column, justify="left" if index < 2 else "right")
+        for row in self.rows:
+            if row is None:
+                table.add_section()
+            else:
+                table.add_row(*row)
+        console.print(table)
+
+    def markdown(self) -> str:
+        """The same in Markdown."""
+        lines = ["| " + " | ".join(self.columns) + " |"]
+        lines.append("|" + "|".join("---" if index < 2 else "---:" for index in range(len(self.columns))) + "|")
+        lines += ["| " + " | ".join(row) + " |" for row in self.rows if row is not None]
+        return "\n".join([*lines, *(["", self.caption] if self.caption else [])])
+
+
+def markdown_reading(claims: Sequence[Claim]) -> str:
+    """The claims as a Markdown list, each with its outcome and its evidence."""
+    return "\n".join(f"- **{claim.outcome.capitalize()}:** {claim.text} {claim.evidence}" for claim in claims)
+
+
+def print_reading(console: Console, claims: Sequence[Claim]) -> None:
+    """The claims in plain words, each with its outcome and its evidence."""
+    colors = {True: "green", False: "red", None: "yellow"}
+    for claim in claims:
+        console.print(f"[bold {colors[claim.held]}]{claim.outcome.capitalize()}:[/] {claim.text} {claim.evidence}")
+
+
+@contextmanager
+def progress(console: Console, total: int) -> Iterator[Callable[[str], None]]:
+    """A progress bar over ``total`` pieces of work; call what it yields with what was just finished."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (BarColumn(bar_width=30), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda description: bar.update(task, advance=1, description=description)
+
+
+def command_line(config: type[ConfigT], main: Callable[[ConfigT, Console], object], name: str) -> None:
+    """Read the command line into a config, run the experiment, and leave in order when interrupted.
+
+    Args:
+        config: a frozen dataclass; its fields become ``--options``, the strings below them the help.
+        main: runs the experiment.
+        name: as in ``python -m experiments.NAME``.
+    """
+    import tyro
+    from rich.console import Console
+
+    chosen = tyro.cli(config, prog=f"python -m experiments.{name}")
+    console = Console()
+    try:
+        main(chosen, console)
+    except KeyboardInterrupt:
+        console.print(f"Interrupted. What was logged so far can be read in {chosen.log_dir / name}.", soft_wrap=True)
+        sys.exit(130)

@@ -1,0 +1,107 @@
+"""TensorBoard logs of an experiment: one folder per variant, sentences for tags, and nothing left of an earlier run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+    from torch.utils.tensorboard import SummaryWriter
+
+PORT = 6006
+
+
+class VariantLogs:
+    """The writers of one experiment's variants: ``logs["init_he"].add_scalar(...)`` writes to ``folder/init_he``.
+
+    Each writer is opened when first asked for. All are closed on leaving the ``with`` block, on Ctrl-C as well, so
+    that an interrupted run can be read. Event files that an earlier run left in a variant's folder are removed when its
+    writer is opened: TensorBoard would draw both runs as one zigzag line.
+
+    Args:
+        folder: the experiment's folder, such as ``runs/vanishing_exploding``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._writers: dict[str, SummaryWriter] = {}
+
+    def __getitem__(self, variant: str) -> SummaryWriter:
+        if variant not in self._writers:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writers[variant] = SummaryWriter(str(self.clear(variant)), flush_secs=10)
+        return self._writers[variant]
+
+    def clear(self, variant: str) -> Path:
+        """Remove the event files of a variant's earlier run; returns its folder."""
+        folder = self.folder / variant
+        for old in folder.glob("events.out.tfevents.*"):
+            old.unlink()
+        return folder
+
+    def flush(self) -> None:
+        """Write to disk whatever the writers still hold."""
+        for writer in self._writers.values():
+            writer.flush()
+
+    def __enter__(self) -> VariantLogs:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for writer in self._writers.values():
+            writer.close()
+
+
+def add_depth_curve(writer: SummaryWriter, tag: str, values: Sequence[float]) -> None:
+    """Draw a quantity along the net: step = layer, from 1. A signal that is exactly zero (log −∞) leaves a gap."""
+    for layer, value in enumerate(values, start=1):
+        if math.isfinite(value):
+            writer.add_scalar(tag, value, layer)
+
+
+def add_histogram_by_depth(writer: SummaryWriter, tag: str, layers: Sequence[Tensor]) -> None:
+    """Draw the distribution of a tensor along the net: step = layer, from 1."""
+    for layer, values in enumerate(layers, start=1):
+        writer.add_histogram(tag, values.detach().double().cpu(), layer)
+
+
+def add_hparams(writer: SummaryWriter, hparams: Mapping[str, str | float], metrics: Mapping[str, float]) -> None:
+    """Enter a variant as one row of TensorBoard's HParams table.
+
+    ``SummaryWriter.add_hparams`` would open a run of its own for each row, which doubles the list of runs; the same
+    records in the variant's own file are read just as well.
+    """
+    from torch.utils.tensorboard.summary import hparams as as_summaries
+
+    for summary in as_summaries(dict(hparams), dict(metrics)):
+        writer._get_file_writer().add_summary(summary)
+    for tag, value in metrics.items():
+        writer.add_scalar(tag, value, 0)
+
+
+def save_figure(writer: SummaryWriter, tag: str, figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG file and into the log."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    writer.add_figure(tag, figure)
+
+
+def how_to_open(log_dir: Path) -> str:
+    """The line that opens TensorBoard, and the address that shows curves as they are (smoothing bends short ones)."""
+    command = f"tensorboard --logdir {_quoted(log_dir)} --port {PORT}"
+    if log_dir == Path("runs"):
+        command = f"make tensorboard   (or: {command})"
+    return f"{command}\nthen look at http://localhost:{PORT}/?smoothing=0"
+
+
+def _quoted(path: Path) -> str:
+    text = str(path)
+    return f'"{text}"' if " " in text else text
