@@ -1,0 +1,249 @@
+"""What every update rule here shares: the checks, the state, and the order in which tensors are visited.
+
+A rule writes its formula once, for lists of tensors (``torch._foreach_*``). The lists it gets are chosen here:
+
+* on an accelerator one list holds every parameter of a device and dtype, so that each line is one kernel launch;
+* on a CPU a list holds a few hundred thousand elements, so that what one line wrote is still in the cache when the
+  next line reads it. A step over 100 million parameters is bound by memory traffic, and this is what saves it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, overload
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
+
+from torchnotes._checks import check_in_range, describe
+
+Group = dict[str, Any]
+State = dict[str, Any]
+
+# Elements in one CPU block: 2¹⁸ float32 numbers are 1 MiB of each of parameter, gradient and state.
+_BLOCK_ELEMENTS = 1 << 18
+_ELEMENTS_PER_THREAD = 1 << 16
+
+
+@dataclass
+class Block:
+    """Parameters updated together: of one device, one dtype, and one history."""
+
+    params: list[Tensor] = field(default_factory=list)
+    grads: list[Tensor] = field(default_factory=list)
+    states: list[State] = field(default_factory=list)
+    step: int = 0  # t, from 1, where the rule counts steps and is not capturable
+    fresh: bool = False  # the first step of these parameters
+    elements: int = 0
+
+    def slot(self, name: str) -> list[Tensor]:
+        """One entry of the state, for every parameter."""
+        return [state[name] for state in self.states]
+
+
+class UpdateRule(Optimizer):
+    """A ``torch.optim.Optimizer`` whose subclass supplies a formula over lists of tensors.
+
+    A subclass overrides ``_check_group`` (hyperparameters), ``_new_state`` (what a parameter starts with) and
+    ``_update`` (the formula), and sets ``_counts_steps`` if the formula needs t.
+    """
+
+    _counts_steps: ClassVar[bool] = False
+    # Options a state saved before they existed, or by the torch.optim twin, does not hold.
+    _group_defaults: ClassVar[Group] = {}
+
+    def __init__(self, params: ParamsT, defaults: Group) -> None:
+        self._check_group(defaults)
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add a group of parameters; its hyperparameters are checked as the constructor's are."""
+        super().add_param_group(param_group)
+        try:
+            self._check_group(self.param_groups[-1])
+            for param in self.param_groups[-1]["params"]:
+                if param.is_complex():
+                    raise TypeError(
+                        f"{type(self).__name__} takes real parameters, got {describe(param)}; "
+                        "optimise torch.view_as_real(parameter) instead."
+                    )
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Update every parameter that has a gradient, once.
+
+        Args:
+            closure: recomputes the loss and its gradients first; its result is returned.
+
+        Raises:
+            TypeError: a sparse gradient; nothing has been updated then.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        ready = [(group, self._with_gradients(group)) for group in self.param_groups]
+        for group, params in ready:
+            for block in self._blocks(group, params):
+                self._update(block, group)
+        return loss
+
+    def _with_gradients(self, group: Group) -> list[tuple[Tensor, Tensor]]:
+        pairs = [(param, param.grad) for param in group["params"] if param.grad is not None]
+        for param, grad in pairs:
+            if grad.layout is not torch.strided:
+                raise TypeError(
+                    f"{type(self).__name__} takes dense gradients, got a gradient of layout "
+                    f"{str(grad.layout).removeprefix('torch.')} for a parameter of shape {tuple(param.shape)}; "
+                    "pass sparse=False to the embedding, or use torch.optim.SparseAdam."
+                )
+        return pairs
+
+    def _blocks(self, group: Group, pairs: list[tuple[Tensor, Tensor]]) -> Iterable[Block]:
+        blocks: dict[tuple[torch.device, torch.dtype, int, bool], Block] = {}
+        for param, grad in pairs:
+            state = self.state[param]
+            fresh = not state
+            if fresh:
+                state.update(self._new_state(param, group))
+            step = self._count(state, param, group) if self._counts_steps else 0
+            key = (param.device, param.dtype, step, fresh)
+            block = blocks.get(key)
+            limit = _limit(group["foreach"], param.device)
+            if block is not None and block.elements + param.numel() > limit:
+                yield block
+                block = None
+            if block is None:
+                block = blocks[key] = Block(step=step, fresh=fresh)
+            block.params.append(param)
+            block.grads.append(grad)
+            block.states.append(state)
+            block.elements += param.numel()
+        yield from blocks.values()
+
+    def _count(self, state: State, param: Tensor, group: Group) -> int:
+        if group["capturable"]:  # t lives on the device, and the rule advances it there
+            if "step" not in state:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
+            return 0
+        state["step"] = state.get("step", 0) + 1
+        return int(state["step"])
+
+    def __setstate__(self, state: State) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for name, value in self._group_defaults.items():
+                group.setdefault(name, value)
+            self._check_group(group)
+            for param in group["params"]:
+                _convert_step(self.state.get(param, {}), param, group)
+
+    def _new_state(self, param: Tensor, group: Group) -> State:
+        return {}
+
+    def _check_group(self, group: Group) -> None:
+        check_rate(group["lr"], group["capturable"])
+        check_in_range(
+            group["weight_decay"], "weight_decay", 0.0, math.inf, remedy="it is λ/m of the penalty λ/(2m) Σ‖W‖²"
+        )
+        check_flags(group, "maximize", "capturable")
+        if group["foreach"] is not None:
+            check_flags(group, "foreach")
+
+    def _update(self, block: Block, group: Group) -> None:
+        raise NotImplementedError
+
+
+def gradients(block: Block, group: Group) -> list[Tensor]:
+    """The gradients to descend along: of −J when maximising, with weight decay's λ/m W added.
+
+    J + λ/(2m) Σ‖W‖² has the gradient dW + λ/m W, so ``weight_decay`` is λ/m. (SPEC A14)
+    """
+    grads = block.grads
+    if group["maximize"]:
+        grads = list(torch._foreach_neg(grads))
+    if group["weight_decay"] != 0:
+        grads = list(torch._foreach_add(grads, block.params, alpha=group["weight_decay"]))
+    return grads
+
+
+def rate_of(group: Group) -> float | Tensor:
+    """α as a number, or as a tensor on the device where a captured step must read it at replay.
+
+    A tensor on the CPU is read when the step is launched.
+    """
+    lr = group["lr"]
+    if isinstance(lr, Tensor) and not (group["capturable"] and not lr.is_cpu):
+        return float(lr)
+    assert isinstance(lr, (float, int, Tensor))
+    return lr if not isinstance(lr, Tensor) else lr.reshape(())
+
+
+def descend_(params: list[Tensor], directions: list[Tensor], rate: float | Tensor) -> None:
+    """Take the step w ← w − rate · direction, in place."""
+    if isinstance(rate, Tensor):
+        torch._foreach_sub_(params, torch._foreach_mul(directions, rate))
+    else:
+        torch._foreach_add_(params, directions, alpha=-rate)
+
+
+def zeros_like(param: Tensor) -> Tensor:
+    """A state of zeros, laid out as the parameter is."""
+    return torch.zeros_like(param, memory_format=torch.preserve_format)
+
+
+def check_rate(lr: object, capturable: bool) -> None:
+    """Refuse a learning rate that is negative, NaN, or a tensor of several elements."""
+    if isinstance(lr, Tensor):
+        if lr.numel() != 1:
+            raise ValueError(f"lr must be a number or a tensor of one element, got {describe(lr)}; use one per group.")
+        lr = None if capturable and not lr.is_cpu else float(lr)  # reading the device would break a capture
+    if lr is not None:
+        check_in_range(lr, "lr", 0.0, math.inf, remedy="a negative rate would climb; use maximize=True for that")
+
+
+def check_flags(group: Group, *names: str) -> None:
+    """Refuse anything but True and False."""
+    for name in names:
+        if not isinstance(group[name], bool):
+            raise TypeError(f"{name} must be True or False, got {describe(group[name])}; pass it by name.")
+
+
+def check_average_weight(value: object, name: str) -> None:
+    """Refuse a β outside [0, 1): at 1 the average would never see a gradient."""
+    check_in_range(value, name, 0.0, 1.0, high_open=True, remedy="it averages about the last 1/(1−β) gradients")
+
+
+def check_epsilon(value: object, form: object) -> None:
+    """Refuse a negative ε and an unknown place for it."""
+    check_in_range(value, "eps", 0.0, math.inf, remedy="it only keeps the division from 0; 1e-8 is usual")
+    if form not in ("outside", "inside"):
+        raise ValueError(f"eps_form must be 'outside' for √s + ε or 'inside' for √(s + ε), got {form!r}; pick one.")
+
+
+def _limit(foreach: bool | None, device: torch.device) -> float:
+    if foreach is None:
+        if device.type != "cpu":
+            return math.inf
+        return max(_BLOCK_ELEMENTS, _ELEMENTS_PER_THREAD * torch.get_num_threads())
+    return math.inf if foreach else 0
+
+
+def _convert_step(state: State, param: Tensor, group: Group) -> None:
+    if "step" not in state:
+        return
+    if group["capturable"]:
+        state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=param.device)
+    else:
+        state["step"] = int(state["step"])
