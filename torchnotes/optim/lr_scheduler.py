@@ -210,8 +210,11 @@ class ManualDecay(Decay):
         self._enter(self.last_epoch, rate)
         ratio = self.factor(self.last_epoch) / before
         for group in self.optimizer.param_groups:
-            group["lr"] = group["lr"] * ratio
-        self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+            if isinstance(group["lr"], Tensor):
+                group["lr"].mul_(ratio)  # in place: a captured graph reads this tensor
+            else:
+                group["lr"] *= ratio
+        self._last_lr = [_copied(group["lr"]) for group in self.optimizer.param_groups]
 
     def factor(self, epoch: int) -> float:
         """The rate given for ``epoch``, as a share of the first group's α₀."""
@@ -231,3 +234,7 @@ class ManualDecay(Decay):
             raise ValueError(f"rates must map epochs from 0 to rates, got {describe(epoch)}; use {{epoch: rate}}.")
         check_in_range(rate, f"rates[{epoch}]", 0.0, math.inf, low_open=True, remedy="stop training instead of rate 0")
         self.rates[epoch] = rate
+
+
+def _copied(rate: float | Tensor) -> float | Tensor:
+    return rate.clone() if isinstance(rate, Tensor) else rate
