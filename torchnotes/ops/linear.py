@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ def rows(x: Tensor) -> Tensor:
     """All leading axes as one: (*, n) to (m, n)."""
     if x.dim() == 2:
         return x
-    return x.flatten(0, -2) if x.dim() > 2 else x.unsqueeze(0)
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 def linear(
