@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.utils.tensorboard import SummaryWriter
 
+    from torchnotes.diagnostics import SignalReport
+
 PORT = 6006
 
 
@@ -60,17 +62,27 @@ class VariantLogs:
             writer.close()
 
 
-def add_depth_curve(writer: SummaryWriter, tag: str, values: Sequence[float]) -> None:
-    """Draw a quantity along the net: step = layer, from 1. A signal that is exactly zero (log −∞) leaves a gap."""
-    for layer, value in enumerate(values, start=1):
-        if math.isfinite(value):
-            writer.add_scalar(tag, value, layer)
+def add_depth_curves(writer: SummaryWriter, report: SignalReport, activations: str, gradients: str) -> None:
+    """Draw log10 rms of the activations and of the gradients along the net: step = layer, from 1.
+
+    A signal that is exactly zero has no logarithm and is left out.
+
+    Args:
+        writer: of the variant.
+        report: of a probe.
+        activations: tag of the one curve.
+        gradients: tag of the other.
+    """
+    for layer in (layer for layer in report.layers if layer.role == "weight"):
+        for tag, moments in ((activations, layer.activation), (gradients, layer.gradient)):
+            if moments is not None and math.isfinite(moments.log10_rms):
+                writer.add_scalar(tag, moments.log10_rms, layer.depth)
 
 
-def add_histogram_by_depth(writer: SummaryWriter, tag: str, layers: Sequence[Tensor]) -> None:
-    """Draw the distribution of a tensor along the net: step = layer, from 1."""
+def add_histograms_along(writer: SummaryWriter, tag: str, layers: Sequence[Tensor]) -> None:
+    """Draw the distribution of a tensor along the net: one histogram a layer, step = layer, from 1."""
     for layer, values in enumerate(layers, start=1):
-        writer.add_histogram(tag, values.detach().double().cpu(), layer)
+        writer.add_histogram(tag, values.detach().double().cpu().numpy(), layer, bins=40)
 
 
 def add_hparams(writer: SummaryWriter, hparams: Mapping[str, str | float], metrics: Mapping[str, float]) -> None:
@@ -94,10 +106,13 @@ def save_figure(writer: SummaryWriter, tag: str, figure: Figure, path: Path) -> 
     writer.add_figure(tag, figure)
 
 
-def how_to_open(log_dir: Path) -> str:
-    """The line that opens TensorBoard, and the address that shows curves as they are (smoothing bends short ones)."""
-    command = f"tensorboard --logdir {_quoted(log_dir)} --port {PORT}"
-    if log_dir == Path("runs"):
+def how_to_open(folder: Path) -> str:
+    """The line that opens TensorBoard, and the address that shows curves as they are (smoothing bends short ones).
+
+    It opens the one experiment: its runs then have short names, which leave room for the colours beside them.
+    """
+    command = f"tensorboard --logdir {_quoted(folder)} --port {PORT}"
+    if folder.parent == Path("runs"):
         command = f"make tensorboard   (or: {command})"
     return f"{command}\nthen look at http://localhost:{PORT}/?smoothing=0"
 

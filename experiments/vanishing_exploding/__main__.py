@@ -50,7 +50,7 @@ def main(config: Config, console: Console) -> Results:
     (folder / "results.json").write_text(json.dumps(asdict(results), indent=1), encoding="utf-8")
     table.print(console)
     print_reading(console, claims)
-    console.print(f"\nTo see the curves: {how_to_open(config.log_dir)}", soft_wrap=True, highlight=False)
+    console.print(f"\nTo see the curves: {how_to_open(folder)}", soft_wrap=True, highlight=False)
     return results
 
 

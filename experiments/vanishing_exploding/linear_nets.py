@@ -11,9 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from experiments.logs import VariantLogs, add_depth_curve
+from experiments.logs import VariantLogs, add_depth_curves
 from experiments.vanishing_exploding import tags
-from experiments.vanishing_exploding.settings import Growth, Size, of_report
+from experiments.vanishing_exploding.settings import Growth, Size, measured
 from torchnotes import nn
 from torchnotes.diagnostics import probe
 
@@ -22,13 +22,12 @@ SIX_DIGITS = 0.5e-6
 
 
 def linear_net(factor: float, depth: int) -> torch.nn.Sequential:
-    """``depth`` linear layers of two units, every W = factor·I and b = 0, as in the notes."""
-    net = torch.nn.Sequential(*(nn.Linear(2, 2, dtype=torch.float64) for _ in range(depth)))
+    """``depth`` linear layers of two units, every W = factor·I and no b, as in the notes."""
+    layers = [nn.Linear(2, 2, bias=False, dtype=torch.float64) for _ in range(depth)]
     with torch.no_grad():
-        for layer in net:
+        for layer in layers:
             layer.weight.copy_(factor * torch.eye(2))
-            layer.bias.zero_()
-    return net
+    return torch.nn.Sequential(*layers)
 
 
 def measure(size: Size, device: torch.device, logs: VariantLogs, step: Callable[[str], None]) -> list[Growth]:
@@ -38,12 +37,12 @@ def measure(size: Size, device: torch.device, logs: VariantLogs, step: Callable[
         net = linear_net(factor, size.linear_depth).to(device)
         x = torch.ones(1, 2, dtype=torch.float64, device=device)
         report = probe(net, x, loss=_sum)
-        writer = logs[f"linear_{factor}"]
-        layers = report.layers
-        add_depth_curve(writer, f"{tags.DEPTH}/1 linear nets: activations", [x.activation.log10_rms for x in layers])
-        add_depth_curve(writer, f"{tags.DEPTH}/2 linear nets: gradients", [x.gradient.log10_rms for x in layers])
-        growth = report.forward_growth, report.backward_growth
-        found.append(of_report(growth, "linear", f"W = {factor}·I", (factor, factor), SIX_DIGITS))
+        known = (factor, factor)
+        found.append(measured(report, net="linear", weights=f"W = {factor}·I", known=known, tolerance=SIX_DIGITS))
+        names = (
+            f"{tags.DEPTH}/{number} linear nets: {part}" for number, part in ((1, "activations"), (2, "gradients"))
+        )
+        add_depth_curves(logs[f"linear_{factor}"], report, *names)
         step(f"part 1: a linear net with {found[-1].weights}")
     return found
 

@@ -12,22 +12,23 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from experiments.digits import CLASSES, Digits
-from experiments.logs import VariantLogs, add_depth_curve
+from experiments.logs import VariantLogs, add_depth_curves, add_histograms_along
 from experiments.mean_field import expect
 from experiments.vanishing_exploding import tags
-from experiments.vanishing_exploding.settings import ACTIVATIONS, INITS, Growth, Size, of_report
+from experiments.vanishing_exploding.settings import ACTIVATIONS, INITS, Growth, Size, measured
 from torchnotes import nn
-from torchnotes.diagnostics import LayerSignal, probe
+from torchnotes.diagnostics import SignalReport, probe
 from torchnotes.init import initialize_
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 IMAGES = 256
-SHOWN_FIRST = {"relu": "3", "tanh": "5"}
+SHOWN_FIRST = {"relu": 3, "tanh": 5}  # number of the first of two cards
 
 
 def measure(size: Size, seed: int, digits: Digits, logs: VariantLogs, step: Callable[[str], None]) -> list[Growth]:
@@ -43,11 +44,17 @@ def measure(size: Size, seed: int, digits: Digits, logs: VariantLogs, step: Call
             report = probe(net, x, y, loss=cross_entropy)
             variances = [init.formula(n_in, n_out) for n_in, n_out in pairwise(sizes)]
             known = expect(activation, sizes, variances, float(x.square().mean()))
-            growth = report.forward_growth, report.backward_growth
-            expected = known.forward_growth, known.backward_growth
-            tolerance = chance_drift(size.signal_depth, size.signal_width)
-            found.append(of_report(growth, label, init.variance, expected, tolerance))
-            _write(logs[init.variant], activation, [layer for layer in report.layers if layer.role == "weight"])
+            found.append(
+                measured(
+                    report,
+                    net=label,
+                    weights=init.variance,
+                    known=(known.forward_growth, known.backward_growth),
+                    tolerance=chance_drift(size.signal_depth, size.signal_width),
+                )
+            )
+            _write(logs[init.variant], activation, report)
+            add_histograms_along(logs[init.variant], f"{tags.HISTOGRAMS}/{label} nets", _values(net, x))
             step(f"part 2: a {label} net with variance {init.variance}")
     return found
 
@@ -66,12 +73,24 @@ def chance_drift(depth: int, width: int) -> float:
     return variance + 3 * math.sqrt(1.2 / depth * variance)
 
 
-def _write(writer: SummaryWriter, activation: str, layers: list[LayerSignal]) -> None:
+def _write(writer: SummaryWriter, activation: str, report: SignalReport) -> None:
     label = ACTIVATIONS[activation]
-    group = tags.DEPTH if activation in SHOWN_FIRST else tags.OTHER_NETS
-    number = int(SHOWN_FIRST.get(activation, 0))
-    names = [f"{number} {label} nets: activations", f"{number + 1} {label} nets: gradients"]
-    if not number:
-        names = [f"{label} nets: activations", f"{label} nets: gradients"]
-    add_depth_curve(writer, f"{group}/{names[0]}", [layer.activation.log10_rms for layer in layers])
-    add_depth_curve(writer, f"{group}/{names[1]}", [layer.gradient.log10_rms for layer in layers])
+    if activation in SHOWN_FIRST:
+        first = SHOWN_FIRST[activation]
+        names = f"{tags.DEPTH}/{first} {label} nets: activations", f"{tags.DEPTH}/{first + 1} {label} nets: gradients"
+    else:
+        names = f"{tags.OTHER_NETS}/{label} nets: activations", f"{tags.OTHER_NETS}/{label} nets: gradients"
+    add_depth_curves(writer, report, *names)
+
+
+@torch.no_grad()
+def _values(net: torch.nn.Sequential, x: Tensor) -> list[Tensor]:
+    """The activations of every hidden layer; of rectifiers log10 of what is not 0, of the others the values."""
+    values = []
+    for layer in net:
+        x = layer(x)
+        if isinstance(layer, (nn.ReLU, nn.LeakyReLU)):
+            values.append(x[x != 0].abs().log10())
+        elif not isinstance(layer, nn.Linear):
+            values.append(x)
+    return values

@@ -6,6 +6,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
+
+from torchnotes.diagnostics import SignalReport
+
+Scheme = Literal["small", "lecun", "xavier", "he"]
 
 NAME = "vanishing_exploding"
 ACTIVATIONS = {"relu": "ReLU", "leaky_relu": "leaky ReLU", "tanh": "tanh", "sigmoid": "sigmoid"}
@@ -21,7 +26,7 @@ class Init:
         formula: the same as a function of (n_in, n_out).
     """
 
-    scheme: str
+    scheme: Scheme
     variance: str
     formula: Callable[[int, int], float]
 
@@ -126,11 +131,9 @@ class Growth:
         return self.deviation <= self.tolerance
 
 
-def of_report(
-    growth: tuple[float | None, float | None], net: str, weights: str, known: tuple[float, float], tolerance: float
-) -> Growth:
+def measured(report: SignalReport, *, net: str, weights: str, known: tuple[float, float], tolerance: float) -> Growth:
     """Join what a probe measured with what is known; a net whose signal could not be measured is an error."""
-    forward, backward = growth
+    forward, backward = report.forward_growth, report.backward_growth
     if forward is None or backward is None:
         raise RuntimeError(f"{net} net, {weights}: the signal left the range of float64; use fewer layers (--depth).")
     return Growth(net, weights, forward, backward, *known, tolerance)

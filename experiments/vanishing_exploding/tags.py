@@ -4,10 +4,10 @@ A group's heading has a full line, a card's title about thirty characters, so th
 """
 
 DEPTH = "1 Size of the signal along an untrained net: log10 of its rms (horizontal: layer)"
-TRAINING = "2 Training a ReLU net at rate {rate:g} from each init (horizontal: epoch)"
-OTHER_RATES = "3 The same at the other learning rates (horizontal: epoch)"
-OTHER_NETS = "4 Size of the signal along other untrained nets: log10 of its rms (horizontal: layer)"
-HISTOGRAMS = "5 Where the values lie, layer by layer (depth axis: layer)"
-FIGURES = "0 In one picture"
-HPARAMS = "9 Columns of the HParams table"
-MONITOR = "6"
+TRAINING = "2 Training a deep ReLU net at rate {rate:g} from each init (horizontal: epoch)"
+FIGURES = "3 Growth of the signal per layer, in one picture"
+OTHER_RATES = "4 Training at the other learning rates (horizontal: epoch)"
+OTHER_NETS = "5 Size of the signal along other untrained nets: log10 of its rms (horizontal: layer)"
+HISTOGRAMS = "6 Activations along an untrained net, of ReLU nets log10 of what is not 0 (depth axis: layer)"
+MONITOR = 7  # the monitor numbers its own groups from here: the net trained at the rate of group 2
+HPARAMS = "99 Columns of the HParams table"

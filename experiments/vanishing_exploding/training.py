@@ -7,7 +7,7 @@ whether training can start: a gradient that reaches the first layers as 1e-8 mov
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 MOMENTUM = 0.9
+MONITORED = 20  # steps
 
 
 @dataclass(frozen=True)
@@ -64,35 +65,47 @@ def chance_level(images: int) -> float:
 
 def run(size: Size, seed: int, digits: Digits, logs: VariantLogs, step: Callable[[str], None]) -> list[Training]:
     """Train every init at every rate."""
-    return [_train(size, init, rate, seed, digits, logs, step) for init in INITS for rate in size.rates]
+    finished = []
+    for init in INITS:
+        for rate in size.rates:
+            writer = logs[init.variant]
+            net = _net(size, init, seed, digits)
+            epochs: list[Epoch] = []
+            with _monitor(net, writer) if rate == size.shown_rate else nullcontext():
+                for now in _epochs(net, digits, size, rate, seed):
+                    epochs.append(now)
+                    _write(writer, size, rate, len(epochs), now)
+                    logs.flush()
+                    step(f"part 3: ReLU net, variance {init.variance}, rate {rate:g}")
+            finished.append(Training(init.variance, rate, tuple(epochs)))
+    return finished
 
 
-def _train(
-    size: Size, init: Init, rate: float, seed: int, digits: Digits, logs: VariantLogs, step: Callable[[str], None]
-) -> Training:
-    x, y = digits.x_train, digits.y_train
-    net = nn.MLP([x.shape[1]] + [size.trained_width] * (size.trained_depth - 1) + [CLASSES], activation="relu")
+def _monitor(net: torch.nn.Module, writer: SummaryWriter) -> SignalMonitor:
+    return SignalMonitor(net, writer, every=MONITORED, first_group=tags.MONITOR, histograms=False)
+
+
+def _net(size: Size, init: Init, seed: int, digits: Digits) -> torch.nn.Module:
+    hidden = [size.trained_width] * (size.trained_depth - 1)
+    net = nn.MLP([digits.x_train.shape[1], *hidden, CLASSES], activation="relu")
     initialize_(net, init.scheme, generator=torch.Generator().manual_seed(seed))
-    net.to(x.device)
+    return net.to(digits.x_train.device)
+
+
+def _epochs(net: torch.nn.Module, digits: Digits, size: Size, rate: float, seed: int) -> Iterator[Epoch]:
+    """Train epoch by epoch; the shuffle is drawn on the CPU, so that every device sees the same batches."""
+    x, y = digits.x_train, digits.y_train
     optimizer = torch.optim.SGD(net.parameters(), lr=rate, momentum=MOMENTUM)
-    order = torch.Generator().manual_seed(seed)  # on the CPU: the same batches on every device
-    writer = logs[init.variant]
-    shown = rate == size.shown_rate
-    epochs = []
-    with SignalMonitor(net, writer, every=50) if shown else nullcontext():
-        for epoch in range(1, size.epochs + 1):
-            losses = []
-            for batch in torch.randperm(len(x), generator=order).to(x.device).split(size.batch):
-                loss = cross_entropy(net(x[batch]), y[batch])
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                losses.append(loss.detach())
-            epochs.append(_evaluate(net, digits, torch.stack(losses).mean().item()))
-            _write(writer, size, rate, epoch, epochs[-1])
-            logs.flush()
-            step(f"part 3: ReLU net, variance {init.variance}, rate {rate:g}")
-    return Training(init.variance, rate, tuple(epochs))
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(size.epochs):
+        losses = []
+        for batch in torch.randperm(len(x), generator=generator).to(x.device).split(size.batch):
+            loss = cross_entropy(net(x[batch]), y[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        yield _evaluate(net, digits, torch.stack(losses).mean().item())
 
 
 @torch.no_grad()
