@@ -1,7 +1,10 @@
 """Why a deep net will not train: the scale of every layer's activations and gradients, a verdict and a cure."""
 
 from torchnotes.diagnostics.growth import growth_per_layer as growth_per_layer
+from torchnotes.diagnostics.history import JsonLines as JsonLines
+from torchnotes.diagnostics.history import StepRecord as StepRecord
 from torchnotes.diagnostics.moments import moments as moments
+from torchnotes.diagnostics.monitor import SignalMonitor as SignalMonitor
 from torchnotes.diagnostics.probing import probe as probe
 from torchnotes.diagnostics.records import Finding as Finding
 from torchnotes.diagnostics.records import LayerSignal as LayerSignal
@@ -11,7 +14,10 @@ from torchnotes.diagnostics.report import SignalReport as SignalReport
 
 __all__ = [
     "probe",
+    "SignalMonitor",
     "SignalReport",
+    "StepRecord",
+    "JsonLines",
     "LayerSignal",
     "Moments",
     "Verdict",

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from torchnotes.diagnostics.moments import Pending, flat_ends, measure, resolve
-from torchnotes.diagnostics.records import LayerSignal, Moments, Role
+from torchnotes.diagnostics.records import Direction, LayerSignal, Moments, Role
 from torchnotes.init.following import activation_name
 from torchnotes.init.network import fans, is_layer
 
-Observer = Callable[["Call", Tensor], None]
-"""Told of each output as it is recorded: for statistics per unit."""
+Observer = Callable[["Call", Tensor, Direction], None]
+"""Told of each output, and of each gradient, as it is recorded: for statistics per unit."""
 
 
 @dataclass
@@ -83,6 +83,56 @@ def weight_of(module: nn.Module) -> Tensor | None:
     return None
 
 
+@dataclass
+class Collected:
+    """One pass, measured but not yet on the host.
+
+    Attributes:
+        calls: the calls, in the order of execution.
+        pending: five measurements for each: activation, gradient, weight, its gradient, bias.
+    """
+
+    calls: list[Call]
+    pending: list[Pending | None]
+
+    def records(self, *, scale: float = 1.0, weight_scale: float = 1.0) -> list[LayerSignal]:
+        """Bring the numbers to the host, with one copy from each device, and make records of them.
+
+        Args:
+            scale: a loss scale, by which the gradients of activations are divided.
+            weight_scale: the same for the gradients of weights, which may have been unscaled already.
+        """
+        present = iter(resolve([item for item in self.pending if item is not None]))
+        done = [None if item is None else next(present) for item in self.pending]
+        records = []
+        for order, call in enumerate(self.calls):
+            activation, gradient, weight, weight_gradient, bias = done[5 * order : 5 * order + 5]
+            tensor = weight_of(call.module)
+            fan_in, fan_out = fans(call.module, tensor) if tensor is not None and tensor.dim() >= 2 else (None, None)
+            assert activation is not None
+            records.append(
+                LayerSignal(
+                    name=call.name,
+                    kind=type(call.module).__name__,
+                    call=call.call,
+                    order=order,
+                    depth=call.depth,
+                    role=call.role,
+                    shape=call.shape,
+                    dtype=str(call.dtype).removeprefix("torch."),
+                    activation=activation,
+                    gradient=rescale(gradient, 1 / scale),
+                    weight=weight,
+                    weight_gradient=rescale(weight_gradient, 1 / weight_scale),
+                    bias=bias,
+                    fan_in=fan_in,
+                    fan_out=fan_out,
+                    module=call.module,
+                )
+            )
+        return records
+
+
 class Capture:
     """Hooks on a model that measure one pass at a time, and do nothing while not ``recording``.
 
@@ -93,14 +143,25 @@ class Capture:
 
     Args:
         model: any module; parts that are themselves compiled or scripted are measured from outside.
-        observe: told of each output as it is recorded.
+        observe: told of each output and gradient as it is recorded.
+        on_error: given what was raised inside a hook; None lets it rise into the user's forward or backward.
+        training_only: ignore what runs while gradients are disabled.
     """
 
-    def __init__(self, model: nn.Module, observe: Observer | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        observe: Observer | None = None,
+        *,
+        on_error: Callable[[Exception], None] | None = None,
+        training_only: bool = False,
+    ) -> None:
         self.model = model
         self.recording = False
         self.calls: list[Call] = []
         self._observe = observe
+        self._on_error = on_error
+        self._training_only = training_only
         self._handles: list[Any] = []
         self._names: dict[int, str] = {}
         self._depth = 0
@@ -137,17 +198,12 @@ class Capture:
         self._recorded.clear()
         self.recording = True
 
-    def finish(self, gradients: Mapping[int, Tensor] | None = None, *, scale: float = 1.0) -> list[LayerSignal]:
-        """Stop recording and turn what was measured into records, with one copy from each device to the host.
+    def collect(self, gradients: Mapping[int, Tensor] | None = None) -> Collected:
+        """Stop recording and measure the weights and their gradients; nothing waits for a device.
 
         Args:
             gradients: gradients of weights by the ``id`` of the parameter; their ``.grad`` where not given.
-            scale: a loss scale, by which activation gradients are divided.
         """
-        return self.assemble(self.collect(gradients), scale=scale)
-
-    def collect(self, gradients: Mapping[int, Tensor] | None = None) -> list[Pending | None]:
-        """Stop recording and measure the weights and their gradients; nothing waits for a device."""
         self.recording = False
         self._recorded.clear()
         pending: list[Pending | None] = []
@@ -167,43 +223,25 @@ class Capture:
                 gradient = weight.grad if weight.is_leaf else None
                 gradient = gradients.get(id(weight)) if gradients is not None else gradient
             pending += [call.activation, call.gradient, once(weight), once(gradient), once(bias)]
-        return pending
-
-    def assemble(self, pending: list[Pending | None], *, scale: float = 1.0) -> list[LayerSignal]:
-        """Records from what ``collect`` returned; here the host waits for the device."""
-        present = iter(resolve([item for item in pending if item is not None]))
-        done = [None if item is None else next(present) for item in pending]
-        records = []
-        for order, call in enumerate(self.calls):
-            activation, gradient, weight, weight_gradient, bias = done[5 * order : 5 * order + 5]
-            tensor = weight_of(call.module)
-            fan_in, fan_out = fans(call.module, tensor) if tensor is not None and tensor.dim() >= 2 else (None, None)
-            assert activation is not None
-            records.append(
-                LayerSignal(
-                    name=call.name,
-                    kind=type(call.module).__name__,
-                    call=call.call,
-                    order=order,
-                    depth=call.depth,
-                    role=call.role,
-                    shape=call.shape,
-                    dtype=str(call.dtype).removeprefix("torch."),
-                    activation=activation,
-                    gradient=rescale(gradient, 1 / scale) if gradient is not None else None,
-                    weight=weight,
-                    weight_gradient=weight_gradient,
-                    bias=bias,
-                    fan_in=fan_in,
-                    fan_out=fan_out,
-                    module=call.module,
-                )
-            )
-        return records
+        return Collected(self.calls, pending)
 
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if not self.recording:
+        if torch.compiler.is_compiling() or not self.recording:
             return
+        if self._training_only and not torch.is_grad_enabled():
+            return
+        self._safely(self._take, module, output)
+
+    def _safely(self, action: Callable[..., None], *args: Any) -> None:
+        if self._on_error is None:
+            action(*args)
+            return
+        try:
+            action(*args)
+        except Exception as error:
+            self._on_error(error)
+
+    def _take(self, module: nn.Module, output: Any) -> None:
         tensor = next((item for item in tensors_in(output) if item.dtype.is_floating_point), None)
         if tensor is None:
             return
@@ -237,7 +275,7 @@ class Capture:
         )
         self.calls.append(call)
         if self._observe is not None:
-            self._observe(call, tensor.detach())
+            self._observe(call, tensor.detach(), "forward")
         self._hook(call, tensor)
 
     def _hook(self, call: Call, tensor: Tensor) -> None:
@@ -247,8 +285,10 @@ class Capture:
 
         def read(gradient: Tensor) -> None:
             call.gradient = measure(gradient)
+            if self._observe is not None:
+                self._observe(call, gradient, "backward")
 
-        tensor.register_hook(read)
+        tensor.register_hook(lambda gradient: self._safely(read, gradient))
 
     def _hook_recomputed(self, module: nn.Module, tensor: Tensor) -> None:
         """Checkpointing with re-entry: the graph exists only now, so the gradient can only be hooked now.
@@ -260,9 +300,9 @@ class Capture:
             self._hook(call, tensor)
 
 
-def rescale(moments: Moments, factor: float) -> Moments:
+def rescale(moments: Moments | None, factor: float) -> Moments | None:
     """The moments of factor · x."""
-    if factor == 1.0:
+    if moments is None or factor == 1.0:
         return moments
     return dataclasses.replace(
         moments,

@@ -94,7 +94,7 @@ def _run(
             else:
                 found = torch.autograd.grad(value, parameters, direction, allow_unused=True)
                 gradients = {id(p): g for p, g in zip(parameters, found, strict=True) if g is not None}
-        records = capture.finish(gradients)
+        records = capture.collect(gradients).records()
     if not records:
         raise ValueError(
             f"model must run at least one module that returns a floating-point tensor, got {type(model).__name__} "
@@ -140,7 +140,8 @@ def _usual_loss(output: Any, target: Any) -> Tensor:
         return F.mse_loss(first, target)
     if first.dim() < 2 or target.shape != (first.shape[0], *first.shape[2:]):
         raise ValueError(
-            f"integer targets must have shape (m, ...) against scores (m, classes, ...), got target {tuple(target.shape)} against output {tuple(first.shape)}; "
+            "integer targets must have shape (m, ...) against scores (m, classes, ...), "
+            f"got target {tuple(target.shape)} against output {tuple(first.shape)}; "
             "pass loss= for anything but cross-entropy."
         )
     return F.cross_entropy(first, target.long())

@@ -1,0 +1,367 @@
+"""``SignalMonitor``: the probe's measurements over training, taken from the passes that training makes anyway."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from torchnotes._checks import describe
+from torchnotes.diagnostics.capture import Call, Capture, Collected
+from torchnotes.diagnostics.growth import growth_per_layer
+from torchnotes.diagnostics.history import Sink, StepRecord
+from torchnotes.diagnostics.moments import plain
+from torchnotes.diagnostics.records import Direction
+from torchnotes.diagnostics.report import SignalReport, make_report
+from torchnotes.diagnostics.units import UnitTracker, WeightTracker
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+class SignalMonitor:
+    """Log every layer's activations, gradients, weights and updates while a model trains.
+
+    Attach it and train as before: steps are counted by the optimiser's own (any ``torch.optim.Optimizer`` that holds
+    a parameter of the model), and every ``every``-th of them, the first included, is measured. Training computes bit
+    for bit what it computes without. On other steps a hook returns at once; on a measured step each tensor is read
+    once and one small copy brings the numbers of the whole model to the host.
+
+    ``monitor.step(loss)`` hands in the loss, and counts the steps where weights are updated without an optimiser.
+    Under gradient accumulation the last pass before the update is measured. Evaluation under ``torch.no_grad`` is
+    not.
+
+    Whatever goes wrong in the monitor, a full disk say, training goes on: the monitor warns once and steps aside.
+
+    Args:
+        model: any module.
+        log_dir: TensorBoard's log directory, or an open ``SummaryWriter``, which is then left open; None for none.
+        every: steps from one measurement to the next.
+        eager: run the measured steps of a compiled model uncompiled. No hook runs inside compiled code; without this
+            a compiled model is trained as it is, and the monitor says that it saw nothing. (Compiled and uncompiled
+            code may differ by rounding.)
+        scaler: the ``GradScaler`` of mixed-precision training; gradients are then reported unscaled.
+        sinks: also given each record: functions, :class:`JsonLines`, ``list.append``.
+        window: logged steps in a row after which a unit that was always zero counts as dead.
+        histograms: whether to write histograms too.
+        first_group: number of the first group of TensorBoard's tags.
+        hparams: entered in TensorBoard's HParams table on closing.
+
+    Raises:
+        TypeError, ValueError: an argument that cannot be right; later troubles only warn.
+
+    Source: SPEC C6.
+
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    >>> records = []
+    >>> with SignalMonitor(net, None, every=2, sinks=[records.append]) as monitor:
+    ...     for _ in range(5):
+    ...         loss = net(torch.ones(3, 4)).square().mean()
+    ...         optimizer.zero_grad()
+    ...         loss.backward()
+    ...         optimizer.step()
+    ...         monitor.step(loss)
+    >>> [record.step for record in records]
+    [0, 2, 4]
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        log_dir: str | Path | SummaryWriter | None,
+        *,
+        every: int = 50,
+        eager: bool = False,
+        scaler: Any = None,
+        sinks: Iterable[Sink] = (),
+        window: int = 10,
+        histograms: bool = True,
+        first_group: int = 1,
+        hparams: Mapping[str, str | float] | None = None,
+    ) -> None:
+        _check(model, every, window)
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        self.model: nn.Module = getattr(model, "_orig_mod", model)
+        self.every = every
+        self.steps = 0
+        self.last: StepRecord | None = None
+        self.aside = False
+        self._eager = eager
+        self._scaler = scaler
+        self._sinks = list(sinks)
+        self._histograms = histograms
+        self._board: Any = None
+        if log_dir is not None:
+            from torchnotes.diagnostics.tensorboard import TensorBoardSink
+
+            self._board = TensorBoardSink(log_dir, first_group=first_group, hparams=hparams)
+        self._units = UnitTracker(window)
+        self._weights = WeightTracker()
+        self._capture = Capture(self.model, self._observe, on_error=self._step_aside, training_only=True)
+        self._parameters = {id(parameter) for parameter in self.model.parameters()}
+        self._leader: int | None = None  # the optimiser that counts the steps
+        self._pending: _Measured | None = None
+        self._loss: Tensor | float | None = None
+        self._samples: list[_Sample] = []
+        self._closed = False
+        self._warned = False
+        self._handles: list[Any] = []
+        self._attach()
+
+    def __enter__(self) -> SignalMonitor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def report(self) -> SignalReport | None:
+        """The report of the last logged step, with its verdict; None before the first."""
+        self._safely(self._deliver)
+        return None if self.last is None else make_report(self.last.layers, loss=self.last.loss)
+
+    def step(self, loss: Tensor | float | None = None) -> None:
+        """End a training step by hand, or only hand in its loss where an optimiser counts the steps.
+
+        Args:
+            loss: the step's loss, with or without its graph.
+        """
+        if self.aside or self._closed:
+            return
+        value = loss.detach() if isinstance(loss, Tensor) else loss
+        if self._leader is None:
+            self._loss = value
+            self._safely(self._measure, None)
+            self._safely(self._count)
+        elif self._pending is not None and self._pending.step == self.steps - 1:
+            self._pending.loss = value
+        else:
+            self._loss = value
+
+    def close(self) -> None:
+        """Take every hook off, write what is left and close the log."""
+        if self._closed:
+            return
+        self._safely(self._deliver)
+        self._detach()
+        self._closed = True
+        if self._board is not None:
+            self._safely(self._board.close, self._units.maps())
+        for sink in self._sinks:
+            if callable(close := getattr(sink, "close", None)):
+                self._safely(close)
+
+    @property
+    def _due(self) -> bool:
+        return self.steps % self.every == 0
+
+    def _attach(self) -> None:
+        self._capture.attach()
+        self._handles = [
+            self.model.register_forward_pre_hook(self._before_pass),
+            self.model.register_forward_hook(self._after_pass, always_call=True),
+            register_optimizer_step_pre_hook(self._before_optimizer),
+            register_optimizer_step_post_hook(self._after_optimizer),
+        ]
+        self._arm(True)
+
+    def _detach(self) -> None:
+        self._arm(False)
+        self._capture.detach()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _before_pass(self, module: nn.Module, args: Any) -> None:
+        if torch.compiler.is_compiling() or not self._due or not torch.is_grad_enabled():
+            return
+        self._samples.clear()
+        self._capture.begin()
+
+    def _after_pass(self, module: nn.Module, args: Any, output: Any) -> None:
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return
+        self._capture.recording = False
+
+    def _before_optimizer(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if self.aside or not self._leads(optimizer):
+            return
+        if self._due:
+            self._safely(self._measure, optimizer)
+
+    def _after_optimizer(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if not self.aside and self._leads(optimizer):
+            self._safely(self._finish_update)
+            self._safely(self._count)
+
+    def _leads(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether this is the optimiser that counts: the first that was met holding a parameter of the model."""
+        if self._leader is None and any(
+            id(parameter) in self._parameters for entry in optimizer.param_groups for parameter in entry["params"]
+        ):
+            self._leader = id(optimizer)
+            if self.steps == 1 and self._pending is not None:
+                # step(loss) came before the very first update and was taken for the end of the step: undo it.
+                self.steps, self._loss = 0, self._pending.loss
+                self._capture.calls = self._pending.collected.calls
+                self._pending = None
+        return self._leader == id(optimizer)
+
+    def _measure(self, optimizer: torch.optim.Optimizer | None) -> None:
+        """Take the weights and their gradients, just before the update."""
+        self._deliver()
+        if not self._due:
+            return
+        scale = _loss_scale(self._scaler)
+        # GradScaler unscales before the optimiser's step, except for fused optimisers: those are told the scale.
+        left = scale if getattr(optimizer, "grad_scale", None) is not None else 1.0
+        if not self._capture.calls:
+            self._warn_nothing_ran()
+            return
+        self._pending = _Measured(
+            step=self.steps,
+            collected=self._capture.collect(),
+            scale=scale,
+            weight_scale=left,
+            learning_rate=None if optimizer is None else float(optimizer.param_groups[0]["lr"]),
+            samples=list(self._samples),
+            loss=self._loss,
+        )
+        self._loss = None
+        self._weights.before_update(self.model, left)
+
+    def _finish_update(self) -> None:
+        if self._pending is not None and not self._pending.updated:
+            self._weights.after_update(self.model)
+            self._pending.updated = True
+
+    def _count(self) -> None:
+        self.steps += 1
+        self._loss = None
+        self._arm(self._due)
+
+    def _arm(self, due: bool) -> None:
+        """Record from here on, or stop."""
+        self._samples.clear()
+        if due:
+            self._capture.begin()
+        else:
+            self._capture.recording = False
+        if self._eager:
+            torch.compiler.set_stance("force_eager" if due else "default")
+
+    def _deliver(self) -> None:
+        """Bring the last measured step to the host, a step later, and hand it to the log and the sinks."""
+        pending = self._pending
+        if pending is None:
+            return
+        self._finish_update()  # where steps are counted by hand, exactly one update has been made since
+        self._pending = None
+        layers = tuple(pending.collected.records(scale=pending.scale, weight_scale=pending.weight_scale))
+        dead, saturated = self._units.shares()
+        self.last = StepRecord(
+            step=pending.step,
+            layers=layers,
+            forward_growth=growth_per_layer(layers, "forward"),
+            backward_growth=growth_per_layer(layers, "backward"),
+            loss=None if pending.loss is None else float(pending.loss),
+            learning_rate=pending.learning_rate,
+            update_ratio=self._weights.ratios(),
+            dead=dead,
+            saturated=saturated,
+            gradient_noise=self._weights.noise(),
+        )
+        if self._board is not None:
+            self._board(self.last)
+            for part, name, values in pending.samples:
+                self._board.histogram(pending.step, part, name, values)
+        for sink in self._sinks:
+            sink(self.last)
+
+    def _observe(self, call: Call, tensor: Tensor, direction: Direction) -> None:
+        if direction == "forward":
+            self._units.observe(call, tensor)
+        if self._histograms and call.role == "weight" and self._board is not None and self._board.wants_histograms:
+            values = plain(tensor).reshape(-1)
+            values = values[:: max(1, values.numel() // 4096)].to("cpu", torch.float64)
+            values = values[values.isfinite()]
+            if values.numel():
+                part = "activations" if direction == "forward" else "gradients"
+                label = f"{call.name}#{call.call}" if call.call else call.name
+                self._samples.append((part, f"{call.depth:03} {label}", values.numpy()))
+
+    def _safely(self, action: Callable[..., Any], *args: Any) -> None:
+        try:
+            action(*args)
+        except Exception as error:
+            self._step_aside(error)
+
+    def _step_aside(self, error: Exception) -> None:
+        if self.aside:
+            return
+        self.aside = True
+        self._pending = None
+        self._detach()
+        warnings.warn(
+            f"SignalMonitor stopped at training step {self.steps}, training goes on without it: "
+            f"{type(error).__name__}: {error}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+    def _warn_nothing_ran(self) -> None:
+        if self._warned:
+            return
+        self._warned = True
+        warnings.warn(
+            f"SignalMonitor saw no module of {type(self.model).__name__} run in training step {self.steps}. "
+            "If the model is compiled (torch.compile), hooks do not run in compiled code: run the measured steps "
+            "uncompiled with SignalMonitor(..., eager=True). If its parts are called by .forward, call them as modules.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+_Sample = tuple[str, str, Any]
+"""``"activations"`` or ``"gradients"``, the layer, and a sample of the values for a histogram."""
+
+
+@dataclass
+class _Measured:
+    """A measured step on its way to the host."""
+
+    step: int
+    collected: Collected
+    scale: float
+    weight_scale: float
+    learning_rate: float | None
+    samples: list[_Sample]
+    loss: Tensor | float | None = None
+    updated: bool = False
+
+
+def _loss_scale(scaler: Any) -> float:
+    return 1.0 if scaler is None or not scaler.is_enabled() else float(scaler.get_scale())
+
+
+def _check(model: object, every: object, window: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {describe(model)}; wrap a function in a module.")
+    if next(model.parameters(), None) is None:
+        raise ValueError(
+            f"model must have parameters, got {type(model).__name__} with none; there is nothing to train in it."
+        )
+    for name, value in (("every", every), ("window", window)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a whole number of steps from 1 on, got {value!r}; try {name}=10.")

@@ -1,0 +1,81 @@
+"""Heat maps for TensorBoard, drawn by matplotlib where it is installed (the ``experiments`` extra)."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Image = np.ndarray[Any, Any]
+
+
+def available() -> bool:
+    """Whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def layer_by_step(steps: Sequence[int], rows: Sequence[Mapping[str, float]], part: str) -> Image | None:
+    """log₁₀ rms of every layer (down) over training (across); None without matplotlib or without a number.
+
+    Args:
+        steps: training steps, in order.
+        rows: for each step, log₁₀ rms by layer.
+        part: ``"activations"`` or ``"gradients"``, for the title.
+    """
+    labels = list(dict.fromkeys(label for row in rows for label in row))
+    values = np.array([[row.get(label, math.nan) for row in rows] for label in labels], dtype=float)
+    values[~np.isfinite(values)] = math.nan
+    if not available() or values.size == 0 or np.isnan(values).all():
+        return None
+    figure, axes = _figure(len(labels))
+    drawn = axes.imshow(values, aspect="auto", cmap="viridis", interpolation="nearest")
+    figure.colorbar(drawn, ax=axes, label="log10 rms")
+    axes.set_title(f"Size of the {part}, layer by layer over training (white: none, zero or not finite)", fontsize=9)
+    _label_layers(axes, labels)
+    ticks = np.unique(np.linspace(0, len(steps) - 1, min(8, len(steps))).round().astype(int))
+    axes.set_xticks(ticks, [str(steps[i]) for i in ticks])
+    axes.set_xlabel("training step (each column is one written step)")
+    return _render(figure)
+
+
+def dead_units(shares: Mapping[str, Sequence[float]]) -> Image | None:
+    """For each layer (down) and unit (across), the share of logged steps in which it was zero for every sample."""
+    widest = max((len(row) for row in shares.values()), default=0)
+    if not available() or widest == 0:
+        return None
+    values = np.full((len(shares), widest), math.nan)
+    for index, row in enumerate(shares.values()):
+        values[index, : len(row)] = sorted(row, reverse=True)
+    figure, axes = _figure(len(shares))
+    drawn = axes.imshow(values, aspect="auto", cmap="magma_r", interpolation="nearest", vmin=0, vmax=1)
+    figure.colorbar(drawn, ax=axes, label="share of logged steps")
+    axes.set_title("Units that were zero for every sample (dark: always, a dead unit)", fontsize=9)
+    axes.set_xlabel("units of the layer, the deadest first")
+    _label_layers(axes, list(shares))
+    return _render(figure)
+
+
+def _figure(rows: int) -> tuple[Figure, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, min(8.0, 1.8 + 0.14 * rows)), dpi=80, layout="constrained")
+    FigureCanvasAgg(figure)  # its own canvas: the user's choice of backend is left alone
+    return figure, figure.add_subplot()
+
+
+def _label_layers(axes: Any, labels: Sequence[str]) -> None:
+    stride = max(1, math.ceil(len(labels) / 30))
+    axes.set_yticks(range(0, len(labels), stride), [label[-28:] for label in labels[::stride]], fontsize=7)
+
+
+def _render(figure: Figure) -> Image:
+    canvas: Any = figure.canvas
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

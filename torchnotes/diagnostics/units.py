@@ -1,0 +1,190 @@
+"""What single units and single weights do over time: dead and saturated units, updates, gradient noise."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchnotes.diagnostics.capture import Call
+from torchnotes.diagnostics.moments import flat_ends, plain
+
+
+@dataclass
+class _Units:
+    """Run lengths for the units of one layer: logged steps in a row in which the unit was zero, or saturated."""
+
+    zero: Tensor
+    flat: Tensor | None
+    zero_steps: Tensor
+    steps: int = 0
+
+
+class UnitTracker:
+    """Counts, for each unit behind an activation module, for how many logged steps in a row it did nothing.
+
+    A unit is one feature of the last axis, or one channel of a convolution's output. For a sample a ReLU unit is zero
+    half of the time, which is healthy; zero for every sample of every batch in a window it passes no gradient and
+    cannot come back. Counted on the tensor's device; ``shares`` brings the result to the host.
+
+    Args:
+        window: logged steps in a row after which a unit counts.
+    """
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+        self._units: dict[tuple[str, int], _Units] = {}
+
+    def observe(self, call: Call, output: Tensor) -> None:
+        """Take in one output, as it is recorded."""
+        if call.role != "activation" or output.dim() < 2 or output.numel() == 0:
+            return
+        values = plain(output)
+        axis = call.channel_axis % values.dim()
+        zero = _all_zero(values, axis)
+        ends = flat_ends(call.module)
+        flat = None
+        if ends is not None:
+            others = [dim for dim in range(values.dim()) if dim != axis]
+            flat = ((values <= ends[0]) | (values >= ends[1])).to(torch.int32).amin(dim=others).bool()
+        key = (call.name, call.call)
+        units = self._units.get(key)
+        if units is None or units.zero.shape != zero.shape or units.zero.device != zero.device:
+            start = torch.zeros_like(zero, dtype=torch.int32)
+            units = self._units[key] = _Units(start, None if flat is None else start.clone(), start.clone())
+        units.zero.add_(1).mul_(zero)
+        units.zero_steps.add_(zero)
+        units.steps += 1
+        if flat is not None and units.flat is not None:
+            units.flat.add_(1).mul_(flat)
+
+    def shares(self) -> tuple[dict[str, float], dict[str, float]]:
+        """(dead, saturated): by layer, the share of units that did nothing through the whole window."""
+        dead: dict[str, Tensor] = {}
+        saturated: dict[str, Tensor] = {}
+        for (name, call), units in self._units.items():
+            label = f"{name}#{call}" if call else name
+            dead[label] = (units.zero >= self.window).float().mean()
+            if units.flat is not None:
+                saturated[label] = (units.flat >= self.window).float().mean()
+        values = iter(_to_host([*dead.values(), *saturated.values()]))
+        return {key: next(values) for key in dead}, {key: next(values) for key in saturated}
+
+    def maps(self) -> dict[str, list[float]]:
+        """By layer, for each unit the share of logged steps in which it was zero for every sample."""
+        return {name: (u.zero_steps / max(1, u.steps)).tolist() for (name, call), u in self._units.items() if not call}
+
+
+def _all_zero(values: Tensor, axis: int) -> Tensor:
+    """Which units are exactly zero for every sample, as 0 and 1.
+
+    A column's sum, one matrix-vector product, finds the candidates; only they are looked at entry by entry, since in a
+    signed column the terms may have cancelled.
+    """
+    if axis == values.dim() - 1:
+        columns = values.reshape(-1, values.shape[-1])
+    elif values.device.type == "cpu" and axis == 1:
+        columns = values.flatten(2).transpose(1, 2).reshape(-1, values.shape[1])
+    else:
+        columns = values.movedim(axis, -1).reshape(-1, values.shape[axis])
+    if columns.device.type != "cpu":
+        return (columns == 0).all(dim=0).to(torch.int32)
+    sums = columns.new_ones(columns.shape[0]) @ columns
+    zero = sums == 0
+    if bool(zero.any()):
+        where = zero.nonzero().squeeze(1)
+        zero[where] = (columns[:, where] == 0).all(dim=0)
+    return zero.to(torch.int32)
+
+
+def _to_host(values: list[Tensor]) -> list[float]:
+    if not values:
+        return []
+    device = values[0].device
+    result: list[float] = torch.stack([value.to(device, torch.float64) for value in values]).cpu().tolist()
+    return result
+
+
+@dataclass
+class WeightTracker:
+    """The size of each update, and how much of each gradient is noise.
+
+    Args:
+        decay: β of the exponentially weighted averages over logged steps; 0.9 averages about 10 of them.
+        sample: entries of each gradient that are averaged; the share of noise is a ratio of sums over entries, and a
+            fixed sample of them estimates it.
+    """
+
+    decay: float = 0.9
+    sample: int = 256
+    _before: dict[str, Tensor] = field(default_factory=dict)
+    _ratios: dict[str, Tensor] = field(default_factory=dict)
+    _noise: dict[str, tuple[Tensor, Tensor, float, float]] = field(default_factory=dict)
+    _picks: dict[str, Tensor] = field(default_factory=dict)
+
+    def before_update(self, model: nn.Module, scale: float = 1.0) -> None:
+        """Keep the weights, and take in their gradients."""
+        self._ratios = {}
+        for name, parameter in model.named_parameters():
+            if parameter.dim() < 2 or parameter.grad is None:
+                continue
+            weight = plain(parameter)
+            kept = self._before.get(name)
+            if kept is None or kept.shape != weight.shape or kept.device != weight.device or kept.dtype != weight.dtype:
+                self._before[name] = weight.clone()
+            else:
+                kept.copy_(weight)
+            self._take_gradient(name, plain(parameter.grad).reshape(-1), scale)
+
+    def after_update(self, model: nn.Module) -> None:
+        """Compare with what was kept: ‖Δw‖/‖w‖, both on the device."""
+        for name, parameter in model.named_parameters():
+            kept = self._before.get(name)
+            if kept is None or parameter.grad is None:
+                continue
+            weight = plain(parameter)
+            size = _norm(kept)
+            kept.sub_(weight)
+            self._ratios[name] = _norm(kept) / size
+
+    def ratios(self) -> dict[str, float]:
+        """‖Δw‖/‖w‖ by parameter, on the host."""
+        return dict(zip(self._ratios, _to_host(list(self._ratios.values())), strict=True))
+
+    def noise(self) -> dict[str, float]:
+        """By parameter, 1 − ‖E g‖²/E‖g‖², corrected for the noise that is left in the average itself."""
+        names, shares = [], []
+        for name, (mean, square, weight, spread) in self._noise.items():
+            left = spread / weight**2  # Var of a weighted mean of n independent draws: Σw²/(Σw)² of one draw's
+            if left < 0.999:
+                names.append(name)
+                shares.append((1 - (mean.square().sum() / weight) / square.sum()) / (1 - left))
+        return {n: min(1.0, max(0.0, v)) for n, v in zip(names, _to_host(shares), strict=True) if not math.isnan(v)}
+
+    def _take_gradient(self, name: str, gradient: Tensor, scale: float) -> None:
+        if gradient.numel() == 0:
+            return
+        picks = self._picks.get(name)
+        if picks is None or picks.device != gradient.device:
+            stride = max(1, gradient.numel() // self.sample)
+            picks = self._picks[name] = torch.arange(0, gradient.numel(), stride, device=gradient.device)
+        chosen = gradient[picks].to(torch.float64) / scale
+        mean, square, weight, spread = self._noise.get(name, (0.0 * chosen, 0.0 * chosen, 0.0, 0.0))
+        beta = self.decay
+        self._noise[name] = (
+            mean * beta + (1 - beta) * chosen,
+            square * beta + (1 - beta) * chosen.square(),
+            weight * beta + (1 - beta),
+            spread * beta**2 + (1 - beta) ** 2,
+        )
+
+
+def _norm(values: Tensor) -> Any:
+    """‖x‖, without squares that under- or overflow for any update or weight above 1e-12."""
+    flat = values.reshape(-1)
+    if flat.device.type == "cpu" and flat.dtype == torch.float32:
+        return torch.dot(flat, flat).double().sqrt()
+    return torch.linalg.vector_norm(flat.double() if flat.dtype != torch.float32 else flat).double()
