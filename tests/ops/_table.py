@@ -32,14 +32,15 @@ def seeded(seed: int = 7) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _dropout(keep_prob: float) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    def mask(x: Tensor) -> Tensor:
-        return ops.dropout(torch.ones(x.shape, dtype=x.dtype), keep_prob=keep_prob, generator=seeded())
+def _mask(x: Tensor, keep_prob: float) -> Tensor:
+    return ops.dropout(torch.ones(x.shape, dtype=x.dtype), keep_prob=keep_prob, generator=seeded())
 
+
+def _dropout(keep_prob: float) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
     def ours(x: Tensor) -> Tensor:
         return ops.dropout(x, keep_prob=keep_prob, generator=seeded())
 
-    return ours, lambda x: x * mask(x)
+    return ours, lambda x: x * _mask(x, keep_prob)
 
 
 ELEMENTWISE = [
@@ -65,7 +66,42 @@ LINEAR = [
     Case("linear, three axes", ops.linear, F.linear, ((2, 5, 3), (4, 3), (4,))),
     Case("linear, vector weight", ops.linear, F.linear, ((5, 3), (3,))),
 ]
-CASES = ELEMENTWISE + LINEAR
+
+
+def _dense(activation: str, keep_prob: float) -> Case:
+    g = {
+        "relu": F.relu,
+        "sigmoid": torch.sigmoid,
+        "tanh": torch.tanh,
+        "leaky_relu": lambda z: F.leaky_relu(z, 0.3),
+        "identity": lambda z: z,
+    }[activation]
+
+    def ours(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return ops.dense(
+            x,
+            weight,
+            bias,
+            activation=activation,
+            keep_prob=keep_prob,
+            negative_slope=0.3,
+            generator=seeded() if keep_prob < 1 else None,
+        )
+
+    def twin(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        y = g(F.linear(x, weight, bias))
+        return y if keep_prob == 1 else y * _mask(y, keep_prob)
+
+    shapes = ((5, 3), (4, 3), (4,)) if activation != "sigmoid" else ((2, 5, 3), (4, 3), (4,))
+    return Case(f"dense {activation} {keep_prob}", ours, twin, shapes, random=keep_prob < 1)
+
+
+DENSE = [
+    _dense(activation, keep_prob)
+    for activation in ("relu", "sigmoid", "tanh", "leaky_relu", "identity")
+    for keep_prob in (1.0, 0.7)
+]
+CASES = ELEMENTWISE + LINEAR + DENSE
 
 
 def each(cases: list[Case] = CASES) -> pytest.MarkDecorator:

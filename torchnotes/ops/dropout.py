@@ -79,7 +79,8 @@ def dropout(
         return input
     check_generator(generator, input.device)
     count = realised_count(keep_prob)
-    return DropoutFunction.call(input, keep_mask(input, count, generator), LEVELS / count)
+    mask = keep_mask(input.shape, input.device, count, generator)
+    return DropoutFunction.call(input, mask, LEVELS / count)
 
 
 def check_keep_prob(keep_prob: float, name: str = "keep_prob") -> None:

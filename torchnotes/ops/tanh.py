@@ -27,7 +27,7 @@ class TanhFunction(Op):
     def backward(ctx: Any, grad_y: Tensor) -> Tensor:
         (y,) = ctx.saved_tensors
         if may_overwrite(grad_y):
-            return (y * y).neg_().add_(1).mul_(grad_y)
+            return torch.addcmul(y.new_ones(()), y, y, value=-1).mul_(grad_y)
         return (1 - y * y) * grad_y
 
     jvp = backward

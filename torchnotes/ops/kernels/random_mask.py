@@ -7,6 +7,9 @@ rather than by the one that was asked for, keeps E[y] = x exact.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -20,19 +23,15 @@ def realised_count(keep_prob: float) -> int:
     return min(max(round(keep_prob * LEVELS), 1), LEVELS - 1)
 
 
-def keep_mask(like: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
-    """A boolean mask of the shape of ``like``, each entry True with probability ``count`` / 65536.
-
-    Entries are drawn in the order of the indices, whatever the strides of ``like``: the same generator state gives
-    the same mask for a tensor and for its transposed copy.
-    """
-    size = like.numel()
+def keep_mask(shape: Sequence[int], device: torch.device, count: int, generator: torch.Generator | None) -> Tensor:
+    """A boolean mask of a shape, each entry True with probability ``count`` / 65536, in the order of the indices."""
+    size = math.prod(shape)
     # All of int64 but its largest value. `Tensor.random_()` would leave the sign bit of one lane in four constant.
     words = torch.randint(
-        -(1 << 63), (1 << 63) - 1, ((size + _LANES - 1) // _LANES,), device=like.device, generator=generator
+        -(1 << 63), (1 << 63) - 1, ((size + _LANES - 1) // _LANES,), device=device, generator=generator
     )
     lanes = words.view(torch.int16)[:size]
-    return (lanes < count - LEVELS // 2).view(like.shape)
+    return (lanes < count - LEVELS // 2).view(shape)
 
 
 def scale_kept(x: Tensor, mask: Tensor, scale: float, *, overwrite: bool) -> Tensor:
