@@ -1,0 +1,221 @@
+"""The checks themselves: one function, one module, a whole model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from torchnotes._checks import check_in_range, describe
+from torchnotes.gradcheck._assemble import Context, assemble
+from torchnotes.gradcheck._evaluate import LoopEvaluator
+from torchnotes.gradcheck._judge import Evidence, Lens, gather
+from torchnotes.gradcheck._objective import (
+    Cost,
+    Loss,
+    Objective,
+    Penalty,
+    double_cost,
+    model_objective,
+    refuse_complex,
+    to_double,
+)
+from torchnotes.gradcheck._state import Dropout, dropout_mode, preserved
+from torchnotes.gradcheck.report import GradientMismatch, GradientReport
+
+Method = Literal["exact", "projected"]
+
+
+def check_gradients(
+    model: nn.Module,
+    inputs: Any,
+    target: Any = None,
+    *,
+    loss: Loss | None = None,
+    penalty: Penalty | None = None,
+    eps: float = 1e-7,
+    method: Method = "exact",
+    dropout: Dropout = "frozen",
+    parameters: Sequence[str] | None = None,
+    generators: Sequence[torch.Generator] = (),
+    seed: int = 0,
+) -> GradientReport:
+    """Check the gradient of a model's cost J against numerical differences, parameter by parameter.
+
+    J(θ) = loss(model(inputs), target) + penalty(model), with θ every W and b that requires grad, joined into one
+    vector. The notes' ratio ‖dθ_approx − dθ‖ / (‖dθ_approx‖ + ‖dθ‖) is taken with the two-sided difference at ``eps``;
+    beside it stand the ratio that round-off alone would give, from a difference table of this J at this θ, and the
+    difference formula's own error. Where those are too coarse for a verdict, the differences are taken again with a
+    better step and a five-point stencil, and entries that stand out are measured one by one.
+
+    The arithmetic is float64: a model of lower precision is checked on a float64 copy. Whatever the outcome,
+    parameters, buffers, modes, ``.grad`` and random states are afterwards what they were before.
+
+    Args:
+        model: any ``nn.Module``.
+        inputs: a tensor, a tuple of positional arguments or a mapping of keyword arguments for the model.
+        target: passed to the loss as its second argument; None if the loss takes only the output.
+        loss: ``loss(output, target)`` returning a scalar; None if the model itself returns the cost.
+        penalty: ``penalty(model)`` returning a scalar, checked by itself as well as within J.
+        eps: the ε of the notes' ratio.
+        method: ``"exact"`` takes a difference at every coordinate.
+        dropout: ``"frozen"`` holds every mask fixed, ``"off"`` switches dropout off (keep_prob 1).
+        parameters: names of parameters, or of modules, to which the check is confined; None for all.
+        generators: random generators that J draws from, beyond the default ones and those kept on modules.
+        seed: chooses the entries at which errors are sampled.
+
+    Returns:
+        The report; ``print`` it.
+
+    Raises:
+        TypeError: complex parameters or inputs.
+        ValueError: J is not a finite scalar, differs between two identical calls, or depends on no parameter.
+
+    Source: the notes, "gradient checking" and "notes on implementing it"; SPEC D3 to D9.
+
+    >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    >>> x, y = torch.randn(8, 3), torch.randn(8, 1)
+    >>> report = check_gradients(model, x, y, loss=nn.functional.mse_loss)
+    >>> report.verdict
+    'correct'
+    >>> list(report.by_parameter)
+    ['0.weight', '0.bias', '2.weight', '2.bias']
+    """
+    _check_arguments(model, eps, method)
+    start = time.perf_counter()
+    original = Cost(model, loss, penalty)
+    refuse_complex(original, inputs)
+    with ExitStack() as stack:
+        cost = stack.enter_context(double_cost(original))
+        objective = model_objective(cost, to_double(inputs), to_double(target), parameters, generators)
+        stack.enter_context(preserved(cost, objective.random))
+        stack.enter_context(dropout_mode(cost, dropout))
+        y, notes = _first_evaluation(objective, original if cost is not original else None)
+        separate = len(y) == 2
+        device = y.device
+        objective.rows = torch.tensor(
+            [[1.0, 1.0], [1.0, 0.0], [0.0, 1.0]] if separate else [[1.0]], dtype=torch.float64
+        )
+        objective.rows = objective.rows.to(device)
+        names = ["J", "data cost", "penalty"] if separate else ["J"]
+        evidences = _exact(objective, y, eps, seed)
+        context = Context(
+            eps, method, names, (objective.rows @ y.detach()).tolist(), _sizes(inputs), objective.tensors,
+            penalty_row=2 if separate else None, separate=separate,
+        )  # fmt: skip
+        return assemble(
+            evidences, context, notes=notes, evaluations=objective.evaluations, seconds=time.perf_counter() - start
+        )
+
+
+def _check_arguments(model: object, eps: float, method: str) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {describe(model)}; use check_function for a plain function.")
+    check_in_range(eps, "eps", 0.0, 1.0, low_open=True, high_open=True, remedy="the notes use 1e-7")
+    if method not in ("exact", "projected"):
+        raise ValueError(
+            f"method must be 'exact' or 'projected', got {method!r}; "
+            "'exact' takes a difference at every coordinate, 'projected' along random directions."
+        )
+
+
+def _first_evaluation(objective: Objective, original: nn.Module | None) -> tuple[Tensor, list[str]]:
+    """Evaluate y with its graph, after the checks that J can be differentiated at all."""
+    y, drawn = objective.prepare()
+    if not bool(torch.isfinite(y).all()):
+        raise ValueError(
+            f"J must be finite, got {y.detach().tolist()}; look for log(0), a division by zero or an overflow "
+            "in the forward pass, and check at parameters where it is finite."
+        )
+    again = objective()
+    if not torch.equal(y.detach(), again.detach()):
+        raise ValueError(
+            "J must be the same in two identical calls with the random states held fixed, got values "
+            f"{float((y - again).detach().abs().max()):.1e} apart; pass every torch.Generator it draws from in "
+            "generators=, and remove what it remembers from one call to the next."
+        )
+    if original is not None and y.requires_grad:
+        outside = torch.autograd.grad(y.sum(), list(original.parameters()), retain_graph=True, allow_unused=True)
+        if any(g is not None for g in outside):
+            raise ValueError(
+                "loss and penalty must reach the parameters through the model they are given, got a function that "
+                "holds the model itself, while a float64 copy is checked; "
+                "write penalty=lambda model: ..., or pass model.double()."
+            )
+    return y, ["J draws random numbers: they were held fixed in every evaluation"] if drawn else []
+
+
+def _exact(objective: Objective, y: Tensor, eps: float, seed: int) -> list[Evidence]:
+    """Every coordinate of every tensor."""
+    exact = objective.gradients(y)
+    loop = LoopEvaluator(objective, y)
+    lens = Lens(loop, loop, eps, torch.Generator().manual_seed(seed))
+    _refuse_absent(objective, loop, exact)
+    evidences = []
+    for t, tensor in enumerate(objective.tensors):
+        rows = [g[t] for g in exact]
+        flat = torch.stack([_flat(g, tensor) for g in rows])
+        evidence = gather(lens, t, flat)
+        evidence.detached = all(g is None for g in rows)
+        evidences.append(evidence)
+    return evidences
+
+
+def _flat(gradient: Tensor | None, tensor: Tensor) -> Tensor:
+    if gradient is None:
+        return torch.zeros(tensor.numel(), dtype=torch.float64, device=tensor.device)
+    return gradient.detach().reshape(-1).double()
+
+
+def _refuse_absent(objective: Objective, loop: LoopEvaluator, exact: Sequence[Sequence[Tensor | None]]) -> None:
+    """Refuse parameters that autograd does not reach and that J does not depend on either."""
+    absent = []
+    for t, name in enumerate(objective.names):
+        if any(row[t] is not None for row in exact):
+            continue
+        tensor = objective.tensors[t].detach()
+        kept = tensor.clone()
+        try:
+            tensor.add_(1e-3 * (1 + kept.abs()))
+            moved = objective().detach()
+        finally:
+            tensor.copy_(kept)
+        if torch.equal(moved, loop.base):
+            absent.append(name)
+    if absent:
+        raise ValueError(
+            f"every parameter to be checked must take part in J, got {', '.join(absent)}, which J does not depend on; "
+            "freeze what is not used with requires_grad_(False), or name the others in parameters=."
+        )
+
+
+def _sizes(inputs: Any) -> dict[int, str]:
+    first = inputs[0] if isinstance(inputs, (tuple, list)) and inputs else inputs
+    if isinstance(first, Tensor) and first.dim():
+        return {first.shape[0]: "the number of samples"}
+    return {}
+
+
+def assert_gradients(subject: nn.Module | Callable[..., Any], *args: Any, **kwargs: Any) -> GradientReport:
+    """Check, and raise unless the verdict is "correct": for test suites.
+
+    A module is given to `check_gradients`, with the same arguments.
+
+    Returns:
+        The report of a correct gradient.
+
+    Raises:
+        GradientMismatch: an AssertionError whose text is the report.
+
+    >>> layer = nn.Linear(2, 1)
+    >>> assert_gradients(layer, torch.ones(3, 2), loss=torch.mean).verdict
+    'correct'
+    """
+    report = check_gradients(subject, *args, **kwargs)  # type: ignore[arg-type]
+    if not report.ok:
+        raise GradientMismatch(report)
+    return report
