@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ _SAFE_LOW, _SAFE_HIGH = 1e-12, 1e11
 _CHUNK = 1 << 16
 # log10_rms is that of the values as they are; the vector carries the scale apart, so that no square underflows.
 _ONES = {name: np.ones(_CHUNK, dtype=name) for name in ("float32", "float64")}
-_FIELDS = ("count", "scale", "mean_square", "mean", "variance", "zeros", "saturated", "nonfinite")
+_FIELDS = ("count", "max_abs", "mean_square", "mean", "std", "zeros", "saturated", "nonfinite")
 
 
 def moments(tensor: Tensor, ends: Ends | None = None) -> Moments:
@@ -110,13 +111,14 @@ def flat_ends(module: nn.Module) -> Ends | None:
 
 def from_row(row: Sequence[float]) -> Moments:
     """Moments from the vector measured on a device, in the order of ``_FIELDS``."""
-    count, scale, mean_square, mean, variance, zeros, saturated, nonfinite = row
+    count, largest, mean_square, mean, std, zeros, saturated, nonfinite = row
     return _assemble(
         int(count),
-        scale,
+        largest,
+        largest,
         mean_square,
         mean,
-        variance,
+        std,
         zeros=int(zeros),
         saturated=None if saturated < 0 else int(saturated),
         nonfinite=int(nonfinite),
@@ -125,34 +127,36 @@ def from_row(row: Sequence[float]) -> Moments:
 
 def _assemble(
     count: int,
+    largest: float,
     scale: float,
     mean_square: float,
     mean: float,
-    variance: float,
+    std: float,
     *,
     zeros: int,
     saturated: int | None,
     nonfinite: int,
 ) -> Moments:
-    """Moments from the mean square, mean and variance of x/scale over the finite values."""
+    """Moments from the mean square of x/scale, the largest magnitude, the mean and std of x, all over finite values."""
     if count == nonfinite:
         nan = math.nan
         return Moments(count, nan, nan, nan, nan, nan, nan, None, nonfinite)
-    log10_rms = math.log10(scale) + math.log10(mean_square) / 2 if scale > 0 and mean_square > 0 else -math.inf
+    positive = scale > 0 and mean_square > 0
     return Moments(
         count=count,
-        log10_rms=log10_rms,
+        log10_rms=math.log10(scale) + math.log10(mean_square) / 2 if positive else -math.inf,
         rms=scale * math.sqrt(mean_square),
-        mean=scale * mean,
-        std=scale * math.sqrt(max(0.0, variance)),
-        max_abs=scale,
+        mean=mean,
+        std=std,
+        max_abs=largest,
         share_zero=zeros / count,
         share_saturated=None if saturated is None else saturated / count,
         nonfinite=nonfinite,
     )
 
 
-_EMPTY = _assemble(0, 0.0, 0.0, 0.0, 0.0, zeros=0, saturated=None, nonfinite=0)
+_NAN = math.nan
+_EMPTY = Moments(0, _NAN, _NAN, _NAN, _NAN, _NAN, _NAN, None, 0)
 
 
 def _dense_view(tensor: Tensor) -> Tensor:
@@ -176,28 +180,20 @@ def _of_array(x: np.ndarray[Any, Any], ends: Ends | None) -> Moments:
         return _with_nonfinite(x, ends)
     zeros = 0 if low > 0 or high < 0 else count - int(np.count_nonzero(x != 0))
     saturated = None if ends is None else int(np.count_nonzero(x <= ends[0])) + int(np.count_nonzero(x >= ends[1]))
+    scale = 1.0
     if not _SAFE_LOW < largest < _SAFE_HIGH:
         scale, x = largest, x.astype(np.float64) / (largest or 1.0)
-    else:
-        scale = 1.0
     mean_square, mean = _sum_of_squares(x) / count, _sum(x) / count
     variance = mean_square - mean * mean
     if variance < 1e-2 * mean_square:  # x̄² is most of the mean square: the difference has lost its digits, so shift
         shifted = x.astype(np.float64) - mean
-        mean += float(shifted.mean())
-        variance = float((shifted - shifted.mean()).__pow__(2).mean())
-    if scale == 1.0:  # to the form in which the largest magnitude is the scale
-        return _assemble(
-            count,
-            largest,
-            mean_square / largest**2,
-            mean / largest,
-            variance / largest**2,
-            zeros=zeros,
-            saturated=saturated,
-            nonfinite=0,
-        )
-    return _assemble(count, scale, mean_square, mean, variance, zeros=zeros, saturated=saturated, nonfinite=0)
+        rest = float(shifted.mean())
+        mean += rest
+        variance = float(shifted.dot(shifted)) / count - rest * rest
+    std = scale * math.sqrt(max(0.0, variance))
+    return _assemble(
+        count, largest, scale, mean_square, scale * mean, std, zeros=zeros, saturated=saturated, nonfinite=0
+    )
 
 
 def _pieces(x: np.ndarray[Any, Any]) -> Iterable[np.ndarray[Any, Any]]:
@@ -220,7 +216,7 @@ def _with_nonfinite(x: np.ndarray[Any, Any], ends: Ends | None) -> Moments:
     rest = _of_array(finite, ends)
     bad = x.size - finite.size
     if finite.size == 0:
-        return _assemble(x.size, 0.0, 0.0, 0.0, 0.0, zeros=0, saturated=None, nonfinite=bad)
+        return replace(_EMPTY, count=x.size, nonfinite=bad)
     part = finite.size / x.size
     share = None if rest.share_saturated is None else rest.share_saturated * part
     return Moments(
@@ -237,15 +233,23 @@ def _on_device(x: Tensor, ends: Ends | None) -> Tensor:
     finite = wide.isfinite()
     inside = torch.where(finite, wide, 0.0)
     count = finite.sum()
-    scale = torch.linalg.vector_norm(inside, math.inf)
-    unit = inside / torch.where(scale > 0, scale, 1.0)
-    mean = unit.sum(dtype=torch.float64) / count
-    # Shifted by the mean, non-finite places put back to 0: they are no values.
-    spread = torch.where(finite, unit - mean.to(unit.dtype), 0.0)
-    variance = torch.linalg.vector_norm(spread, dtype=torch.float64).square() / count
-    mean_square = torch.linalg.vector_norm(unit, dtype=torch.float64).square() / count
+    largest, mean_square, _ = _scaled(inside, count)
+    # Shifted in x's own units, where close numbers subtract exactly, and only then scaled. Non-finite places go back
+    # to 0: they are no values.
+    centre = (inside.sum(dtype=torch.float64) / count).to(wide.dtype)
+    spread, spread_square, rest = _scaled(torch.where(finite, inside - centre, 0.0), count)
+    mean = centre.to(torch.float64) + spread * rest
+    std = spread * (spread_square - rest.square()).clamp_min(0).sqrt()
     zeros = (wide == 0).sum()
     saturated = torch.full_like(zeros, -1) if ends is None else (wide <= ends[0]).sum() + (wide >= ends[1]).sum()
     total = torch.full_like(zeros, x.numel())
-    fields = (total, scale, mean_square, mean, variance, zeros, saturated, total - count)
+    fields = (total, largest, mean_square, mean, std, zeros, saturated, total - count)
     return torch.stack([field.to(torch.float64) for field in fields])
+
+
+def _scaled(x: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(s, Σ(x/s)²/n, Σ(x/s)/n) with s = max|x|, in float64: nothing is squared before it is scaled."""
+    largest = x.abs().amax()
+    unit = x / torch.where(largest > 0, largest, 1.0)
+    square = (unit * unit).sum(dtype=torch.float64)
+    return largest.to(torch.float64), square / count, unit.sum(dtype=torch.float64) / count

@@ -326,8 +326,8 @@ class SignalMonitor:
         self._warned = True
         warnings.warn(
             f"SignalMonitor saw no module of {type(self.model).__name__} run in training step {self.steps}. "
-            "If the model is compiled (torch.compile), hooks do not run in compiled code: run the measured steps "
-            "uncompiled with SignalMonitor(..., eager=True). If its parts are called by .forward, call them as modules.",
+            "If it is compiled (torch.compile), hooks do not run in compiled code: run the measured steps "
+            "uncompiled with SignalMonitor(..., eager=True). If its parts are called by .forward, call them instead.",
             RuntimeWarning,
             stacklevel=2,
         )

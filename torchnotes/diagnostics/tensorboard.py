@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 PARTS = {"activations": "forward", "gradients": "backward"}
 ALONG = "Size of the signal along the net: log10 of its rms (horizontal: layer)"
-HEALTH = "Health over training (horizontal: step)"
-EACH = "Size of the {part} of each layer over training: log10 of its rms (horizontal: step)"
+HEALTH = "Health (horizontal: step)"
+EACH = "{part} of each layer, log10 rms (horizontal: step)"
 VALUES = "Where the {part} lie, layer by layer (depth axis: training step)"
 PICTURES = "Layer by layer over training, in one picture"
 
@@ -104,15 +104,18 @@ def write_hparams(writer: SummaryWriter, hparams: Mapping[str, str | float], met
         writer.add_scalar(tag, value, 0)
 
 
-def is_thinned_in(count: int) -> bool:
-    """Whether the count-th logged step (from 0) is written layer by layer: the first 16, then 8 to each doubling.
+def is_thinned_in(count: int, first: int = 16) -> bool:
+    """Whether the count-th logged step (from 0) is kept: the first 16, then 4 to each doubling of their number.
 
-    1,000 logged steps are so written 64 times, and a curve over training keeps its shape on every scale.
+    Of 1,000 logged steps 40 are kept, and a curve over training keeps its shape on every scale.
 
-    >>> [count for count in range(64) if is_thinned_in(count)][14:]
-    [14, 15, 16, 18, 20, 22, 24, 26, 28, 30, 32, 36, 40, 44, 48, 52, 56, 60]
+    >>> [count for count in range(130) if is_thinned_in(count)][15:]
+    [15, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128]
     """
-    return count < 16 or count % (1 << (count.bit_length() - 4)) == 0
+    if count < first:
+        return True
+    octave = (count // first).bit_length() - 1
+    return count % max(1, (first << octave) // (first // 4)) == 0
 
 
 def has_histograms(count: int) -> bool:
@@ -125,8 +128,9 @@ class TensorBoardSink:
 
     What is written, and when, so that 1,000 logged steps of a 50-layer net stay under 1 MB:
 
-    * every logged step: growth per layer, loss, dead units, update-to-weight ratio, gradient noise, as one event;
-    * the first 16 logged steps, then 8 to each doubling of their number: the scale of every layer;
+    * every logged step: growth per layer and loss, as one event; the first 256, then 64 to each doubling of their
+      number: also dead units, update-to-weight ratio and gradient noise;
+    * the first 16 logged steps, then 4 to each doubling: the scale of every layer;
     * the 1st, 10th, 100th, ... logged step: histograms, of 20 bins;
     * the first logged step, and the last on closing: the depth curves;
     * on closing: heat maps of layer × step, the map of dead units, the verdict.
@@ -236,18 +240,18 @@ class TensorBoardSink:
 
     def _health(self, record: StepRecord) -> dict[str, float]:
         heading = group(self._first + 1, HEALTH)
-        updates = [value for value in record.update_ratio.values() if value > 0]
-        noise = list(record.gradient_noise.values())
-        dead = list(record.dead.values())
         values = {
             "growth of activations a layer": record.forward_growth,
             "growth of gradients a layer": record.backward_growth,
             "loss": record.loss,
-            "dead units, share": float(np.mean(dead)) if dead else None,
-            "update ÷ weight, log10 median": math.log10(float(np.median(updates))) if updates else None,
-            "noise in the gradient, share": float(np.median(noise)) if noise else None,
             "non-finite values": float(sum(layer.activation.nonfinite for layer in record.layers)) or None,
         }
+        if is_thinned_in(self._count, 256):
+            updates = [value for value in record.update_ratio.values() if value > 0]
+            noise, dead = list(record.gradient_noise.values()), list(record.dead.values())
+            values["dead units, share"] = float(np.mean(dead)) if dead else None
+            values["update ÷ weight, log10 median"] = math.log10(float(np.median(updates))) if updates else None
+            values["noise in the gradient, share"] = float(np.median(noise)) if noise else None
         return {f"{heading}/{name}": value for name, value in values.items() if value is not None}
 
     def _each_layer(self, layers: Sequence[LayerSignal]) -> dict[str, float]:
@@ -255,7 +259,7 @@ class TensorBoardSink:
         rows = trunk(layers)
         digits = len(str(len(rows)))
         for index, (part, direction) in enumerate(PARTS.items()):
-            heading = group(self._first + 2 + index, EACH.format(part=part))
+            heading = group(self._first + 2 + index, EACH.format(part=part.capitalize()))
             for number, layer in enumerate(rows, start=1):
                 values[f"{heading}/{number:0{digits}} {layer.label}"] = log10_rms(layer, direction)  # type: ignore[arg-type]
         return values
