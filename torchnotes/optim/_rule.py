@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, overload
 
 import torch
@@ -33,12 +33,11 @@ _ELEMENTS_PER_THREAD = 1 << 16
 class Block:
     """Parameters updated together: of one device, one dtype, and one history."""
 
-    params: list[Tensor] = field(default_factory=list)
-    grads: list[Tensor] = field(default_factory=list)
-    states: list[State] = field(default_factory=list)
-    step: int = 0  # t, from 1, where the rule counts steps and is not capturable
-    fresh: bool = False  # the first step of these parameters
-    elements: int = 0
+    params: list[Tensor]
+    grads: list[Tensor]
+    states: list[State]  # empty where the rule keeps none
+    step: int  # t, from 1, where the rule counts steps and is not capturable
+    fresh: bool  # the first step of these parameters
 
     def slot(self, name: str) -> list[Tensor]:
         """One entry of the state, for every parameter."""
@@ -53,6 +52,7 @@ class UpdateRule(Optimizer):
     """
 
     _counts_steps: ClassVar[bool] = False
+    _stateless: ClassVar[bool] = False
     # Options a state saved before they existed, or by the torch.optim twin, does not hold.
     _group_defaults: ClassVar[Group] = {}
 
@@ -93,52 +93,64 @@ class UpdateRule(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        ready = [(group, self._with_gradients(group)) for group in self.param_groups]
-        for group, params in ready:
-            for block in self._blocks(group, params):
+        ready = [(group, *self._with_gradients(group)) for group in self.param_groups]
+        for group, params, grads in ready:
+            for block in self._blocks(group, params, grads):
                 self._update(block, group)
         return loss
 
-    def _with_gradients(self, group: Group) -> list[tuple[Tensor, Tensor]]:
-        pairs = [(param, param.grad) for param in group["params"] if param.grad is not None]
-        for param, grad in pairs:
-            if grad.layout is not torch.strided:
-                raise TypeError(
-                    f"{type(self).__name__} takes dense gradients, got a gradient of layout "
-                    f"{str(grad.layout).removeprefix('torch.')} for a parameter of shape {tuple(param.shape)}; "
-                    "pass sparse=False to the embedding, or use torch.optim.SparseAdam."
-                )
-        return pairs
+    def _with_gradients(self, group: Group) -> tuple[list[Tensor], list[Tensor]]:
+        params, grads = [], []
+        for param in group["params"]:
+            grad = param.grad
+            if grad is not None:
+                params.append(param)
+                grads.append(grad)
+                if grad.layout is not torch.strided:
+                    raise TypeError(
+                        f"{type(self).__name__} takes dense gradients, got a gradient of layout "
+                        f"{str(grad.layout).removeprefix('torch.')} for a parameter of shape {tuple(param.shape)}; "
+                        "pass sparse=False to the embedding, or use torch.optim.SparseAdam."
+                    )
+        return params, grads
 
-    def _blocks(self, group: Group, pairs: list[tuple[Tensor, Tensor]]) -> Iterable[Block]:
-        blocks: dict[tuple[torch.device, torch.dtype, int, bool], Block] = {}
-        for param, grad in pairs:
-            state = self.state[param]
-            fresh = not state
-            if fresh:
-                state.update(self._new_state(param, group))
-            step = self._count(state, param, group) if self._counts_steps else 0
-            key = (param.device, param.dtype, step, fresh)
-            block = blocks.get(key)
-            limit = _limit(group["foreach"], param.device)
-            if block is not None and block.elements + param.numel() > limit:
-                yield block
-                block = None
-            if block is None:
-                block = blocks[key] = Block(step=step, fresh=fresh)
-            block.params.append(param)
-            block.grads.append(grad)
-            block.states.append(state)
-            block.elements += param.numel()
-        yield from blocks.values()
+    def _blocks(self, group: Group, params: list[Tensor], grads: list[Tensor]) -> Iterable[Block]:
+        if not params:
+            return
+        states: list[State] = []
+        histories = [(0, False)]
+        if not self._stateless:
+            states = [self.state[param] for param in params]
+            histories = [self._advance(*pair, group) for pair in zip(states, params, strict=True)]
+        for indices in _alike(params, histories):
+            in_cache = not self._stateless and _visits_by_part(group["foreach"], params[indices[0]].device)
+            for part in _parts(params, indices, group["foreach"]) if in_cache else [indices]:
+                step, fresh = histories[part[0] if len(histories) > 1 else 0]
+                if len(part) == len(params):
+                    yield Block(params, grads, states, step, fresh)
+                else:
+                    yield Block(
+                        [params[i] for i in part],
+                        [grads[i] for i in part],
+                        [states[i] for i in part] if states else [],
+                        step,
+                        fresh,
+                    )
 
-    def _count(self, state: State, param: Tensor, group: Group) -> int:
-        if group["capturable"]:  # t lives on the device, and the rule advances it there
+    def _advance(self, state: State, param: Tensor, group: Group) -> tuple[int, bool]:
+        """Count this step: t (0 where it is counted on the device, or not at all), and whether it is the first."""
+        fresh = not state
+        if fresh:
+            state.update(self._new_state(param, group))
+        if not self._counts_steps:
+            return 0, fresh
+        if group["capturable"]:
             if "step" not in state:
                 state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
-            return 0
-        state["step"] = state.get("step", 0) + 1
-        return int(state["step"])
+            return 0, fresh
+        step: int = state.get("step", 0) + 1
+        state["step"] = step
+        return step, fresh
 
     def __setstate__(self, state: State) -> None:
         super().__setstate__(state)
@@ -232,12 +244,38 @@ def check_epsilon(value: object, form: object) -> None:
         raise ValueError(f"eps_form must be 'outside' for √s + ε or 'inside' for √(s + ε), got {form!r}; pick one.")
 
 
-def _limit(foreach: bool | None, device: torch.device) -> float:
-    if foreach is None:
-        if device.type != "cpu":
-            return math.inf
-        return max(_BLOCK_ELEMENTS, _ELEMENTS_PER_THREAD * torch.get_num_threads())
-    return math.inf if foreach else 0
+def _alike(params: list[Tensor], histories: list[tuple[int, bool]]) -> Iterable[list[int]]:
+    """Indices of parameters of one device, one dtype and one history."""
+    # PyTorch's own grouping, in C++: reading 200 devices and dtypes from Python takes longer than some steps.
+    grouped = Optimizer._group_tensors_by_device_and_dtype([params], with_indices=True)  # type: ignore[list-item]
+    uniform = histories.count(histories[0]) == len(histories)
+    for _, indices in grouped.values():
+        if uniform:
+            yield indices
+            continue
+        by_history: dict[tuple[int, bool], list[int]] = {}
+        for i in indices:
+            by_history.setdefault(histories[i], []).append(i)
+        yield from by_history.values()
+
+
+def _visits_by_part(foreach: bool | None, device: torch.device) -> bool:
+    return not foreach and (foreach is False or device.type == "cpu")
+
+
+def _parts(params: list[Tensor], indices: list[int], foreach: bool | None) -> Iterable[list[int]]:
+    """The indices in runs small enough to stay in a CPU's cache; one by one where ``foreach`` is False."""
+    limit = 0 if foreach is False else max(_BLOCK_ELEMENTS, _ELEMENTS_PER_THREAD * torch.get_num_threads())
+    part: list[int] = []
+    elements = 0
+    for i in indices:
+        size = params[i].numel()
+        if part and elements + size > limit:
+            yield part
+            part, elements = [], 0
+        part.append(i)
+        elements += size
+    yield part
 
 
 def _convert_step(state: State, param: Tensor, group: Group) -> None:

@@ -71,7 +71,7 @@ class Adam(UpdateRule):
     _counts_steps = True
     _group_defaults: ClassVar[Group] = {"eps_form": "outside", "capturable": False, "foreach": None, "maximize": False}
 
-    def __init__(  # noqa: PLR0917 -- PyTorch's own order
+    def __init__(
         self,
         params: ParamsT,
         lr: float | Tensor = 1e-3,

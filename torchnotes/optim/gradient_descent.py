@@ -46,6 +46,7 @@ class GradientDescent(UpdateRule):
     tensor([ 0.5000, -1.0000])
     """
 
+    _stateless = True
     _group_defaults: ClassVar[Group] = {"capturable": False, "foreach": None, "maximize": False}
 
     def __init__(

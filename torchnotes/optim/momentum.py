@@ -74,7 +74,7 @@ class Momentum(UpdateRule):
         "maximize": False,
     }  # SGD's state is a sum
 
-    def __init__(  # noqa: PLR0917 -- PyTorch's own order
+    def __init__(
         self,
         params: ParamsT,
         lr: float | Tensor = 1e-3,

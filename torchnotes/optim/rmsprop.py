@@ -68,7 +68,7 @@ class RMSprop(UpdateRule):
     _counts_steps = True  # only so that its state is torch.optim.RMSprop's
     _group_defaults: ClassVar[Group] = {"eps_form": "outside", "capturable": False, "foreach": None, "maximize": False}
 
-    def __init__(  # noqa: PLR0917 -- PyTorch's own order
+    def __init__(
         self,
         params: ParamsT,
         lr: float | Tensor = 1e-2,
