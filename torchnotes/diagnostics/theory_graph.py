@@ -1,0 +1,225 @@
+"""The graph of one forward pass, recorded while it runs: which step made which tensor from which others.
+
+Nothing is traced symbolically, so nothing fails to trace: every call of a torch function is seen as it happens
+(``TorchFunctionMode``), with the tensors it really had. Modules that the theory knows as a whole (layers, activations,
+normalisations) count as one step; all others are looked into. The recorder also reads the state of each tensor and of
+the gradient that arrives there. A tensor that appears from nowhere (a custom function, a foreign library) starts
+afresh at its measured state: a gap in the expectation, not an invention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from torchnotes.diagnostics import theory_steps as steps
+from torchnotes.diagnostics.capture import tensors_in
+from torchnotes.diagnostics.theory_lookup import step_of_call, steps_of_module, taken_whole
+from torchnotes.diagnostics.theory_state import State, measure_state
+from torchnotes.diagnostics.theory_steps import Step
+
+
+@dataclass(eq=False)
+class Node:
+    """One tensor of the pass.
+
+    Attributes:
+        index: its place in the order of execution.
+        step: what made it.
+        inputs: the tensors it was made from.
+        state: what was measured of it; of a node inside a module that does several steps in one, None.
+        gradient: what was measured of the gradient that arrived there; None where none did.
+        roots: the weights that last mixed the signal on the ways that lead here: two nodes without a common root are
+            uncorrelated.
+        unit_axis: the axis of the units.
+        consumers: the nodes made from it.
+    """
+
+    index: int
+    step: Step
+    inputs: list[Node]
+    state: State | None
+    roots: frozenset[int]
+    unit_axis: int
+    gradient: State | None = None
+    consumers: list[Node] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ModuleCall:
+    """A module's call as nodes of the graph: where the signal came in and where it left."""
+
+    name: str
+    kind: str
+    call: int
+    entry: Node | None
+    exit: Node
+
+
+class Recorder(TorchFunctionMode):
+    """Records the graph of one forward pass of a model; a context manager around the pass.
+
+    Attributes:
+        nodes: in the order of execution.
+        calls: the module calls, in the order in which they returned.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.nodes: list[Node] = []
+        self.calls: list[ModuleCall] = []
+        self._model = model
+        self._of: dict[int, Node] = {}
+        self._kept: list[Tensor] = []  # ids are only good as long as their tensors live
+        self._opaque = 0  # modules taken whole that are running now
+        self._busy = False  # our own arithmetic, in a hook
+        self._open: list[tuple[nn.Module, list[Tensor]]] = []
+        self._counts: dict[int, int] = {}
+        self._handles: list[Any] = []
+        self._as_one: dict[int, bool] = {}
+        self._names: dict[int, str] = {id(module): name for name, module in model.named_modules()}
+
+    def __enter__(self) -> Recorder:
+        for module in self._model.modules():
+            self._handles.append(module.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True))
+            self._handles.append(module.register_forward_hook(self._after))
+        super().__enter__()
+        return self
+
+    def __exit__(self, *details: Any) -> None:
+        super().__exit__(*details)
+        for handle in self._handles:
+            handle.remove()
+        self._of.clear()
+        self._kept.clear()
+
+    def begin(self, inputs: Any) -> None:
+        """Make the tensors that come into the model the sources of the graph."""
+        self._busy = True
+        for tensor in tensors_in(inputs):
+            if tensor.dtype.is_floating_point:
+                self._add(steps.Source("the input"), [], tensor)
+        self._busy = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the function and record what it made, unless it runs inside a module taken as a whole."""
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if self._opaque or self._busy or not isinstance(result, (Tensor, tuple, list)):
+            return result
+        signals = [tensor for tensor in _floating([args, kwargs]) if id(tensor) in self._of]
+        if not signals:
+            return result
+        sources = [self._of[id(tensor)] for tensor in signals]
+        for output in _floating(result):
+            if any(output is signal for signal in signals) and getattr(func, "__name__", "")[-1:] != "_":
+                continue
+            step = step_of_call(func, args, kwargs, signals, output)
+            self._add(step, sources, output, axis=_axis_after(step, sources[0], output))
+        return result
+
+    def _add(self, step: Step, inputs: list[Node], tensor: Tensor, *, axis: int | None = None) -> Node:
+        if axis is None:
+            axis = inputs[0].unit_axis if inputs else (1 if tensor.dim() >= 4 else -1)
+        axis = axis if tensor.dim() > max(axis, 0) else -1
+        step = _checked_for_correlation(step, inputs)
+        node = self._append(step, inputs, measure_state(tensor, axis), axis)
+        self._of[id(tensor)] = node
+        self._kept.append(tensor)
+        if tensor.requires_grad:
+
+            def read(gradient: Tensor) -> None:
+                node.gradient = measure_state(gradient, axis)
+
+            tensor.register_hook(read)
+        return node
+
+    def _append(self, step: Step, inputs: list[Node], state: State | None, axis: int) -> Node:
+        index = len(self.nodes)
+        fresh = step.mixes or not inputs
+        roots = frozenset([index]) if fresh else frozenset().union(*(node.roots for node in inputs))
+        node = Node(index, step, inputs, state, roots, axis)
+        self.nodes.append(node)
+        for source in set(inputs):
+            source.consumers.append(node)
+        return node
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._busy = True
+        self._open.append((module, list(_floating([args, kwargs]))))
+        self._opaque += self._whole(module)
+        self._busy = False
+
+    def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._busy = True
+        try:
+            self._close(module, output)
+        finally:
+            self._busy = False
+
+    def _close(self, module: nn.Module, output: Any) -> None:
+        while self._open and self._open[-1][0] is not module:  # left behind by a forward that raised and was caught
+            self._opaque -= self._whole(self._open.pop()[0])
+        signals = self._open.pop()[1] if self._open else []
+        whole = self._whole(module)
+        self._opaque -= whole
+        outputs = list(_floating(output))
+        if not outputs or self._opaque:
+            return
+        result = outputs[0]
+        entry = self._of.get(id(signals[0])) if signals else None
+        if whole and (id(result) not in self._of or any(result is signal for signal in signals)):
+            self._add_module(module, signals, entry, result)
+        exit_node = self._of.get(id(result))
+        if exit_node is None:
+            exit_node = self._add(steps.Source(f"{type(module).__name__} {self._name(module)}"), [], result)
+        number = self._counts.get(id(module), 0)
+        self._counts[id(module)] = number + 1
+        self.calls.append(ModuleCall(self._name(module), type(module).__name__, number, entry, exit_node))
+
+    def _add_module(self, module: nn.Module, signals: list[Tensor], entry: Node | None, result: Tensor) -> None:
+        name = self._name(module)
+        convolution = isinstance(module, nn.modules.conv._ConvNd)
+        if entry is None:
+            self._add(steps.Source(name), [], result, axis=1 if convolution else None)
+            return
+        found = steps_of_module(name, module, signals[0], result)
+        if found is None:
+            found = [steps.Opaque(name, f"the theory does not cover {type(module).__name__} {name}")]
+        axis = 1 if convolution else _axis_after(found[0], entry, result)
+        for step in found[:-1]:
+            entry = self._append(step, [entry], None, axis)
+        self._add(found[-1], [entry], result, axis=axis)
+
+    def _whole(self, module: nn.Module) -> bool:
+        if id(module) not in self._as_one:
+            self._as_one[id(module)] = taken_whole(module)
+        return self._as_one[id(module)]
+
+    def _name(self, module: nn.Module) -> str:
+        return self._names[id(module)]
+
+
+def _floating(value: Any) -> Iterator[Tensor]:
+    return (tensor for tensor in tensors_in(value) if tensor.dtype.is_floating_point)
+
+
+def _axis_after(step: Step, source: Node, output: Tensor) -> int:
+    if isinstance(step, steps.Weighted) and source.unit_axis == -1:
+        return -1
+    if isinstance(step, steps.Rearranged) and not step.keeps_units:
+        return 1 if output.dim() >= 4 else -1
+    return source.unit_axis
+
+
+def _checked_for_correlation(step: Step, inputs: list[Node]) -> Step:
+    """Sums and products are only known for signals that some random weights have made unrelated."""
+    if not isinstance(step, (steps.Sum, steps.Product)) or len(inputs) < 2:
+        return step
+    if inputs[0].roots & inputs[1].roots:
+        return steps.Opaque(step.label, f"`{step.label}` joins two signals that are correlated")
+    return step
