@@ -7,5 +7,6 @@ from .check import assert_gradients as assert_gradients
 from .check import check_gradients as check_gradients
 from .compare import gradient_ratio as gradient_ratio
 from .differences import numerical_gradient as numerical_gradient
+from .function import check_function as check_function
 from .report import GradientMismatch as GradientMismatch
 from .report import GradientReport as GradientReport

@@ -65,7 +65,7 @@ def noise(evaluator: Evaluator, t: int, index: Tensor, eps: float, base: Tensor)
     The upper quartile over the entries, and never less than half a unit in the last place of the cost's terms.
     """
     tensor = evaluator.objective.tensors[t]
-    multiples = torch.arange(TABLE, dtype=torch.float64, device=tensor.device) - TABLE // 2
+    multiples = torch.arange(TABLE, dtype=torch.float64, device=tensor.device)  # one side: a kink at θ does no harm
     every = index.repeat_interleave(TABLE)
     step = (multiples * eps).repeat(len(index))
     change = evaluator.delta(t, every, step).view(-1, len(index), TABLE)

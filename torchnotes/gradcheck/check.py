@@ -25,6 +25,7 @@ from torchnotes.gradcheck._objective import (
     to_double,
 )
 from torchnotes.gradcheck._state import Dropout, dropout_mode, preserved
+from torchnotes.gradcheck.function import check_function
 from torchnotes.gradcheck.report import GradientMismatch, GradientReport
 
 Method = Literal["exact", "projected"]
@@ -203,7 +204,7 @@ def _sizes(inputs: Any) -> dict[int, str]:
 def assert_gradients(subject: nn.Module | Callable[..., Any], *args: Any, **kwargs: Any) -> GradientReport:
     """Check, and raise unless the verdict is "correct": for test suites.
 
-    A module is given to `check_gradients`, with the same arguments.
+    A module is given to `check_gradients`, any other callable to `check_function`, with the same arguments.
 
     Returns:
         The report of a correct gradient.
@@ -215,7 +216,10 @@ def assert_gradients(subject: nn.Module | Callable[..., Any], *args: Any, **kwar
     >>> assert_gradients(layer, torch.ones(3, 2), loss=torch.mean).verdict
     'correct'
     """
-    report = check_gradients(subject, *args, **kwargs)  # type: ignore[arg-type]
+    if isinstance(subject, nn.Module):
+        report = check_gradients(subject, *args, **kwargs)
+    else:
+        report = check_function(subject, *args, **kwargs)
     if not report.ok:
         raise GradientMismatch(report)
     return report

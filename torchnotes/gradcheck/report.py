@@ -167,7 +167,7 @@ class GradientReport:
             detail = next(f.detail for f in self.modules if f.name == name)
             yield f"the fault is inside {name or 'the model itself'}: {detail}"
         for f in self.findings:
-            if f.verdict != "correct":
+            if f.verdict != "correct" and f.detail not in self.reason:
                 yield f"{f.name}: {f.detail}"
         if self.interval is not None:
             yield f"estimated ratio, 95 % interval: {_number(self.interval[0])} to {_number(self.interval[1])}"

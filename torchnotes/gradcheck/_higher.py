@@ -1,0 +1,101 @@
+"""The rules beside the first-order backward: forward mode, held to the backward by duality, and the second order."""
+
+from __future__ import annotations
+
+import torch
+import torch.autograd.forward_ad as fwd
+from torch import Tensor
+
+from torchnotes.gradcheck._contracts import Contracts
+from torchnotes.gradcheck._line import slope
+from torchnotes.gradcheck.compare import norm
+from torchnotes.gradcheck.report import Finding
+
+DUAL = 1e-9
+_NOT_OFFERED = ("not implemented", "marked with @once_differentiable", "not supported", "does not support", "jvp")
+
+
+def forward_mode(contracts: Contracts, generator: torch.Generator) -> Finding | None:
+    """⟨v, J d⟩ from the forward rule against ⟨Jᵀ v, d⟩ from the backward rule: equal for every v and d, without ε."""
+    values = contracts.values
+    tangents = [torch.randn(v.shape, generator=generator, dtype=torch.float64).to(v.device) for v in values]
+    try:
+        with fwd.dual_level():
+            duals = [fwd.make_dual(v.detach(), d) for v, d in zip(values, tangents, strict=True)]
+            outputs = contracts.subject(duals)
+            pushed = [fwd.unpack_dual(outputs[k]).tangent for k in contracts.live]
+    except (NotImplementedError, RuntimeError) as error:
+        if _not_offered(error):
+            return None
+        return Finding("forward mode", "wrong", f"raised {type(error).__name__}: {str(error).splitlines()[0]}")
+    terms = [(c * p) for c, p in zip(contracts.u, pushed, strict=True) if p is not None]
+    by_forward = float(sum(float(t.sum()) for t in terms))
+    by_backward = float(sum(float((g * d).sum()) for g, d in zip(contracts.reference, tangents, strict=True)))
+    size = max(norm(*terms), norm(*(g * d for g, d in zip(contracts.reference, tangents, strict=True))))
+    gap = abs(by_forward - by_backward)
+    floor = sum(f * norm(d) for f, d in zip(contracts.floor, tangents, strict=True))
+    if not gap <= DUAL * size + floor:
+        return Finding(
+            "forward mode",
+            "wrong",
+            f"⟨v, J d⟩ = {by_forward:.6g} by the forward rule, {by_backward:.6g} by the backward",
+        )
+    return Finding("forward mode", "correct", "agrees with the backward")
+
+
+def second_order(contracts: Contracts, generator: torch.Generator) -> Finding | None:
+    """The derivative of the gradient along a random line, against the backward of the backward."""
+    values = contracts.values
+    cotangents = [c.detach() for c in contracts.u]
+    weights = [torch.randn(v.shape, generator=generator, dtype=torch.float64).to(v.device) for v in values]
+    lines = [torch.randn(v.shape, generator=generator, dtype=torch.float64).to(v.device) for v in values]
+    lines = [d * v.detach().abs().clamp(1e-2, 1e2) for d, v in zip(lines, values, strict=True)]
+
+    def weighted(at: list[Tensor], *, graph: bool) -> Tensor:
+        outputs = contracts.subject(at)
+        pairs = [(outputs[k], c) for k, c in zip(contracts.live, cotangents, strict=True) if outputs[k].requires_grad]
+        if not pairs:
+            return torch.zeros((), dtype=torch.float64)
+        found = torch.autograd.grad(
+            [o for o, _ in pairs], at, [c for _, c in pairs], create_graph=graph, allow_unused=True
+        )
+        parts = [(w * g).sum() for w, g in zip(weights, found, strict=True) if g is not None]
+        return torch.stack(parts).sum() if parts else torch.zeros((), dtype=torch.float64)
+
+    try:
+        total = weighted(values, graph=True)
+        found = (
+            torch.autograd.grad(total, values, allow_unused=True)
+            if total.requires_grad
+            else tuple(None for _ in values)
+        )
+    except (NotImplementedError, RuntimeError) as error:
+        if _not_offered(error):
+            return None
+        return Finding("second order", "wrong", f"raised {type(error).__name__}: {str(error).splitlines()[0]}")
+    exact = torch.tensor(
+        [sum(float((h * d).sum()) for h, d in zip(found, lines, strict=True) if h is not None)], dtype=torch.float64
+    )
+    base = total.detach()
+
+    def change(h: float) -> Tensor:
+        at = [(v.detach() + h * d).requires_grad_() for v, d in zip(values, lines, strict=True)]
+        return (weighted(at, graph=False) - base).detach().reshape(1).cpu()
+
+    measured = slope(change, exact, scale=0.1, size=float(base.abs()))
+    if measured.bent or not bool(torch.isfinite(measured.value).all()):
+        return Finding("second order", "correct", "at a kink of the gradient: not judged")
+    # Second derivatives below this are round-off of the first: 2^-40 of gradient times line over the line's length.
+    floor = 2.0**-40 * norm(*(w * g for w, g in zip(weights, contracts.reference, strict=True))) + sum(contracts.floor)
+    if measured.differs(exact, relative=1e-4) and float((measured.value - exact).abs()) > floor:
+        return Finding(
+            "second order", "wrong",
+            f"the backward of the backward gives {float(exact):.6g} along a line where the gradient's own derivative "
+            f"is {float(measured.value):.6g}; if no second order is meant, mark backward with @once_differentiable",
+        )  # fmt: skip
+    return Finding("second order", "correct", "agrees with the derivative of the gradient")
+
+
+def _not_offered(error: Exception) -> bool:
+    text = str(error).lower()
+    return isinstance(error, NotImplementedError) or any(phrase in text for phrase in _NOT_OFFERED)

@@ -1,0 +1,114 @@
+"""A function or module as the checks see it: a list of tensors in, a list of real float64 tensors out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils import _pytree as pytree
+
+from torchnotes._checks import describe
+from torchnotes.gradcheck._state import RandomStates
+
+NestLeaf = Any
+
+
+class Subject:
+    """y = f(θ): θ the differentiated inputs and, for a module, its parameters.
+
+    Attributes:
+        names: the name of every tensor of θ.
+        values: their float64 values, leaves that require grad.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        random: RandomStates,
+        *,
+        convert: bool = True,
+    ) -> None:
+        self._fn, self._random = fn, random
+        leaves, self._spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
+        self._leaves: list[NestLeaf] = [_double(leaf) if convert else leaf for leaf in leaves]
+        self._places = _differentiable(leaves)
+        self.names = [_place_name(k, leaves, args, kwargs) for k in self._places]
+        self._parameters: list[str] = []
+        self._buffers: list[tuple[Tensor, Tensor]] = []
+        if isinstance(fn, nn.Module):
+            self._parameters = [n for n, p in fn.named_parameters() if p.requires_grad]
+            self._buffers = [(b, b.detach().clone()) for b in fn.buffers()]
+            own = dict(fn.named_parameters())
+        values = [self._leaves[k].detach().clone(memory_format=torch.contiguous_format) for k in self._places]
+        values += [own[n].detach().clone(memory_format=torch.contiguous_format) for n in self._parameters]
+        self.values = [v.requires_grad_() for v in values]
+        self.names += self._parameters
+
+    def __call__(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """The outputs that carry a gradient, as real float64 tensors, under the frozen random states."""
+        self._random.replay()
+        for buffer, kept in self._buffers:
+            with torch.no_grad():
+                buffer.copy_(kept)
+        leaves = list(self._leaves)
+        for k, value in zip(self._places, values, strict=False):
+            leaves[k] = value
+        args, kwargs = pytree.tree_unflatten(leaves, self._spec)
+        if self._parameters:
+            own = dict(zip(self._parameters, values[len(self._places) :], strict=True))
+            out = functional_call(self._fn, own, args, kwargs)  # type: ignore[arg-type]
+        else:
+            out = self._fn(*args, **kwargs)
+        return [_real(o) for o in pytree.tree_leaves(out) if isinstance(o, Tensor) and _continuous(o)]
+
+    def flat(self, values: Sequence[Tensor]) -> Tensor:
+        """All outputs joined into one vector."""
+        outputs = self(values)
+        if not outputs:
+            raise ValueError(
+                "fn must return at least one floating-point tensor, got none; "
+                "a function of integers or of nothing has no gradient."
+            )
+        return torch.cat([o.reshape(-1).double() for o in outputs])
+
+
+def _continuous(value: Tensor) -> bool:
+    return value.is_floating_point() or value.is_complex()
+
+
+def _real(value: Tensor) -> Tensor:
+    return torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
+
+
+def _double(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor) and leaf.is_complex():
+        raise TypeError(
+            f"inputs must be real, got {describe(leaf)}; pass torch.view_as_real(input) "
+            "to a function that starts with torch.view_as_complex."
+        )
+    return leaf.detach().double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+
+def _differentiable(leaves: Sequence[Any]) -> list[int]:
+    """Which leaves are differentiated: those that require grad, or every floating-point one if none does."""
+    real = [k for k, v in enumerate(leaves) if isinstance(v, Tensor) and v.is_floating_point()]
+    asked = [k for k in real if leaves[k].requires_grad]
+    return asked or real
+
+
+def _place_name(k: int, leaves: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """``input[1]``, or the keyword; a nested one by its position within."""
+    seen = 0
+    named: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    for n, value in named:
+        count = len(pytree.tree_leaves(value))
+        if k < seen + count:
+            name = f"input[{n}]" if isinstance(n, int) else n
+            return name if count == 1 else f"{name}[{k - seen}]"
+        seen += count
+    raise AssertionError("a leaf belongs to an argument")
