@@ -1,5 +1,6 @@
 """Why a deep net will not train: the scale of every layer's activations and gradients, a verdict and a cure."""
 
+from torchnotes.diagnostics.alerts import Alert as Alert
 from torchnotes.diagnostics.growth import growth_per_layer as growth_per_layer
 from torchnotes.diagnostics.history import JsonLines as JsonLines
 from torchnotes.diagnostics.history import StepRecord as StepRecord
@@ -17,6 +18,7 @@ __all__ = [
     "SignalMonitor",
     "SignalReport",
     "StepRecord",
+    "Alert",
     "JsonLines",
     "LayerSignal",
     "Moments",

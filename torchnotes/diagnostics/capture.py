@@ -42,6 +42,12 @@ class Call:
     gradient: Pending | None = None
     hooked: bool = False
 
+    @property
+    def label(self) -> str:
+        """As in :class:`LayerSignal`."""
+        name = self.name or "(model)"
+        return f"{name}#{self.call}" if self.call else name
+
 
 def tensors_in(value: object) -> Iterator[Tensor]:
     """Every tensor in nested tuples, lists, mappings and dataclasses, in order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -14,13 +15,15 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from torchnotes._checks import describe
+from torchnotes.diagnostics import distributed
+from torchnotes.diagnostics.alerts import Alert, Watch
 from torchnotes.diagnostics.capture import Call, Capture, Collected
 from torchnotes.diagnostics.growth import growth_per_layer
 from torchnotes.diagnostics.history import Sink, StepRecord
 from torchnotes.diagnostics.moments import plain
-from torchnotes.diagnostics.records import Direction
+from torchnotes.diagnostics.records import Direction, LayerSignal
 from torchnotes.diagnostics.report import SignalReport, make_report
-from torchnotes.diagnostics.units import UnitTracker, WeightTracker
+from torchnotes.diagnostics.units import UnitTracker, WeightTracker, host
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -88,6 +91,7 @@ class SignalMonitor:
         hparams: Mapping[str, str | float] | None = None,
     ) -> None:
         _check(model, every, window)
+        spread = distributed.is_replicated(model)
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = model.module
         self.model: nn.Module = getattr(model, "_orig_mod", model)
@@ -97,10 +101,10 @@ class SignalMonitor:
         self.aside = False
         self._eager = eager
         self._scaler = scaler
-        self._sinks = list(sinks)
+        self._sinks = list(sinks) if distributed.is_writer() else []
         self._histograms = histograms
         self._board: Any = None
-        if log_dir is not None:
+        if log_dir is not None and distributed.is_writer():
             from torchnotes.diagnostics.tensorboard import TensorBoardSink
 
             self._board = TensorBoardSink(log_dir, first_group=first_group, hparams=hparams)
@@ -111,9 +115,14 @@ class SignalMonitor:
         self._leader: int | None = None  # the optimiser that counts the steps
         self._pending: _Measured | None = None
         self._loss: Tensor | float | None = None
+        self._losses: list[tuple[int, Tensor | float]] = []  # of every step since the last record: is each finite?
+        self._watch = Watch()
+        self._spread = distributed.world_size() > 1 and spread
         self._samples: list[_Sample] = []
         self._closed = False
         self._warned = False
+        self._fresh = False  # whether a pass has been made since the last update
+        self._in_pool = False
         self._handles: list[Any] = []
         self._attach()
 
@@ -131,6 +140,11 @@ class SignalMonitor:
         self._safely(self._deliver)
         return None if self.last is None else make_report(self.last.layers, loss=self.last.loss)
 
+    @property
+    def alerts(self) -> list[Alert]:
+        """What was noticed so far: non-finite values, a loss at chance level, dead units, updates out of range."""
+        return list(self._watch.alerts)
+
     def step(self, loss: Tensor | float | None = None) -> None:
         """End a training step by hand, or only hand in its loss where an optimiser counts the steps.
 
@@ -142,12 +156,31 @@ class SignalMonitor:
         value = loss.detach() if isinstance(loss, Tensor) else loss
         if self._leader is None:
             self._loss = value
+            self._note_loss(self.steps, value)
             self._safely(self._measure, None)
+            self._safely(self._pool)
             self._safely(self._count)
-        elif self._pending is not None and self._pending.step == self.steps - 1:
-            self._pending.loss = value
-        else:
+        elif self._fresh:  # called before the update
+            self._note_loss(self.steps, value)
             self._loss = value
+        else:
+            self._note_loss(self.steps - 1, value)
+            if self._pending is not None and self._pending.step == self.steps - 1:
+                self._pending.loss = value
+
+    def _note_loss(self, step: int, loss: Tensor | float | None) -> None:
+        """Keep each step's loss until the next record; on another device nothing waits for it."""
+        if loss is not None:
+            self._losses.append((step, loss))
+            if len(self._losses) > 1000:
+                self._safely(self._check_losses)
+
+    def _check_losses(self) -> None:
+        steps, losses = [step for step, _ in self._losses], [loss for _, loss in self._losses]
+        self._losses.clear()
+        for step, value in zip(steps, _numbers(losses), strict=True):
+            if not math.isfinite(value):
+                self._watch.bad_loss(step)
 
     def close(self) -> None:
         """Take every hook off, write what is left and close the log."""
@@ -157,7 +190,7 @@ class SignalMonitor:
         self._detach()
         self._closed = True
         if self._board is not None:
-            self._safely(self._board.close, self._units.maps())
+            self._safely(self._board.close, self._units.maps(), [str(alert) for alert in self.alerts])
         for sink in self._sinks:
             if callable(close := getattr(sink, "close", None)):
                 self._safely(close)
@@ -176,17 +209,29 @@ class SignalMonitor:
         ]
         self._arm(True)
 
-    def _detach(self) -> None:
+    def _detach(self, keep: int = 0) -> None:
         self._arm(False)
         self._capture.detach()
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        while len(self._handles) > keep:
+            self._handles.pop(0).remove()
+
+    def _leave_the_ranks(self) -> None:
+        """Tell the other ranks, at the step where they wait for this one, that it has stepped aside."""
+        if self._due and self._handles:
+            self._detach()
+            distributed.over_ranks(None)
+        self.steps += 1
 
     def _before_pass(self, module: nn.Module, args: Any) -> None:
-        if torch.compiler.is_compiling() or not self._due or not torch.is_grad_enabled():
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return
+        self._fresh = True
+        if self._due:
+            self._begin()
+
+    def _begin(self) -> None:
         self._samples.clear()
+        self._units.begin()
         self._capture.begin()
 
     def _after_pass(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -195,15 +240,18 @@ class SignalMonitor:
         self._capture.recording = False
 
     def _before_optimizer(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if self.aside or not self._leads(optimizer):
-            return
-        if self._due:
+        if not self.aside and self._leads(optimizer) and self._due:
             self._safely(self._measure, optimizer)
 
     def _after_optimizer(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if not self.aside and self._leads(optimizer):
-            self._safely(self._finish_update)
-            self._safely(self._count)
+        if not self._leads(optimizer):
+            return
+        if self.aside:
+            self._leave_the_ranks()
+            return
+        self._safely(self._finish_update)
+        self._safely(self._pool)
+        self._safely(self._count)
 
     def _leads(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether this is the optimiser that counts: the first that was met holding a parameter of the model."""
@@ -213,13 +261,13 @@ class SignalMonitor:
             self._leader = id(optimizer)
             if self.steps == 1 and self._pending is not None:
                 # step(loss) came before the very first update and was taken for the end of the step: undo it.
-                self.steps, self._loss = 0, self._pending.loss
-                self._capture.calls = self._pending.collected.calls
-                self._pending = None
+                self.steps, self._pending.weight_scale = 0, self._pending.scale
         return self._leader == id(optimizer)
 
     def _measure(self, optimizer: torch.optim.Optimizer | None) -> None:
         """Take the weights and their gradients, just before the update."""
+        if self._pending is not None and self._pending.step == self.steps:
+            return
         self._deliver()
         if not self._due:
             return
@@ -236,6 +284,7 @@ class SignalMonitor:
             weight_scale=left,
             learning_rate=None if optimizer is None else float(optimizer.param_groups[0]["lr"]),
             samples=list(self._samples),
+            idle=self._units.commit(),
             loss=self._loss,
         )
         self._loss = None
@@ -246,16 +295,31 @@ class SignalMonitor:
             self._weights.after_update(self.model)
             self._pending.updated = True
 
+    def _pool(self) -> None:
+        """Bring this step's records together from all ranks: at the same point of the same step on each of them."""
+        if not self._spread or not self._due:
+            return
+        layers = None
+        if self._pending is not None and self._pending.step == self.steps:
+            layers = self._pending.records()
+        self._in_pool = True
+        pooled = distributed.over_ranks(layers)
+        self._in_pool = False
+        if pooled is None:
+            self._in_pool = True  # every rank leaves here: nobody will wait for this one again
+            raise RuntimeError("another rank has stepped aside, or the ranks did not run the same modules")
+        assert self._pending is not None
+        self._pending.layers = pooled
+
     def _count(self) -> None:
         self.steps += 1
-        self._loss = None
+        self._loss, self._fresh = None, False
         self._arm(self._due)
 
     def _arm(self, due: bool) -> None:
         """Record from here on, or stop."""
-        self._samples.clear()
         if due:
-            self._capture.begin()
+            self._begin()
         else:
             self._capture.recording = False
         if self._eager:
@@ -268,20 +332,22 @@ class SignalMonitor:
             return
         self._finish_update()  # where steps are counted by hand, exactly one update has been made since
         self._pending = None
-        layers = tuple(pending.collected.records(scale=pending.scale, weight_scale=pending.weight_scale))
-        dead, saturated = self._units.shares()
+        layers = tuple(pending.layers or pending.records())
+        self._check_losses()
+        dead, saturated = (host(shares) for shares in pending.idle)
         self.last = StepRecord(
             step=pending.step,
             layers=layers,
             forward_growth=growth_per_layer(layers, "forward"),
             backward_growth=growth_per_layer(layers, "backward"),
-            loss=None if pending.loss is None else float(pending.loss),
+            loss=None if pending.loss is None else _numbers([pending.loss])[0],
             learning_rate=pending.learning_rate,
             update_ratio=self._weights.ratios(),
             dead=dead,
             saturated=saturated,
             gradient_noise=self._weights.noise(),
         )
+        self._watch.look(self.last)
         if self._board is not None:
             self._board(self.last)
             for part, name, values in pending.samples:
@@ -298,8 +364,7 @@ class SignalMonitor:
             values = values[values.isfinite()]
             if values.numel():
                 part = "activations" if direction == "forward" else "gradients"
-                label = f"{call.name}#{call.call}" if call.call else call.name
-                self._samples.append((part, f"{call.depth:03} {label}", values.numpy()))
+                self._samples.append((part, f"{call.depth:03} {call.label}", values.numpy()))
 
     def _safely(self, action: Callable[..., Any], *args: Any) -> None:
         try:
@@ -312,7 +377,8 @@ class SignalMonitor:
             return
         self.aside = True
         self._pending = None
-        self._detach()
+        # The other ranks will wait for this one at the next measured step: the optimiser's hooks stay on until then.
+        self._detach(keep=2 if self._spread and not self._in_pool else 0)
         warnings.warn(
             f"SignalMonitor stopped at training step {self.steps}, training goes on without it: "
             f"{type(error).__name__}: {error}",
@@ -347,8 +413,22 @@ class _Measured:
     weight_scale: float
     learning_rate: float | None
     samples: list[_Sample]
+    idle: tuple[dict[str, Tensor], dict[str, Tensor]]
     loss: Tensor | float | None = None
     updated: bool = False
+    layers: list[LayerSignal] | None = None  # pooled over ranks
+
+    def records(self) -> list[LayerSignal]:
+        """This rank's records, on the host."""
+        return self.collected.records(scale=self.scale, weight_scale=self.weight_scale)
+
+
+def _numbers(values: list[Tensor | float]) -> list[float]:
+    """On the host, with one copy."""
+    device = next((value.device for value in values if isinstance(value, Tensor)), torch.device("cpu"))
+    as_tensors = [torch.as_tensor(value, dtype=torch.float64, device=device).reshape(()) for value in values]
+    found: list[float] = torch.stack(as_tensors).cpu().tolist() if as_tensors else []
+    return found
 
 
 def _loss_scale(scaler: Any) -> float:

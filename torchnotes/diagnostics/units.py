@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,7 +29,7 @@ class UnitTracker:
 
     A unit is one feature of the last axis, or one channel of a convolution's output. For a sample a ReLU unit is zero
     half of the time, which is healthy; zero for every sample of every batch in a window it passes no gradient and
-    cannot come back. Counted on the tensor's device; ``shares`` brings the result to the host.
+    cannot come back. Counted on the tensor's device; ``host`` brings the shares back.
 
     Args:
         window: logged steps in a row after which a unit counts.
@@ -36,7 +37,12 @@ class UnitTracker:
 
     def __init__(self, window: int) -> None:
         self.window = window
-        self._units: dict[tuple[str, int], _Units] = {}
+        self._units: dict[str, _Units] = {}
+        self._now: dict[str, tuple[Tensor, Tensor | None]] = {}
+
+    def begin(self) -> None:
+        """Forget the pass that is being taken in."""
+        self._now.clear()
 
     def observe(self, call: Call, output: Tensor) -> None:
         """Take in one output, as it is recorded."""
@@ -44,38 +50,39 @@ class UnitTracker:
             return
         values = plain(output)
         axis = call.channel_axis % values.dim()
-        zero = _all_zero(values, axis)
         ends = flat_ends(call.module)
         flat = None
         if ends is not None:
             others = [dim for dim in range(values.dim()) if dim != axis]
-            flat = ((values <= ends[0]) | (values >= ends[1])).to(torch.int32).amin(dim=others).bool()
-        key = (call.name, call.call)
-        units = self._units.get(key)
-        if units is None or units.zero.shape != zero.shape or units.zero.device != zero.device:
-            start = torch.zeros_like(zero, dtype=torch.int32)
-            units = self._units[key] = _Units(start, None if flat is None else start.clone(), start.clone())
-        units.zero.add_(1).mul_(zero)
-        units.zero_steps.add_(zero)
-        units.steps += 1
-        if flat is not None and units.flat is not None:
-            units.flat.add_(1).mul_(flat)
+            flat = ((values <= ends[0]) | (values >= ends[1])).to(torch.int32).amin(dim=others)
+        self._now[call.label] = (_all_zero(values, axis), flat)
 
-    def shares(self) -> tuple[dict[str, float], dict[str, float]]:
-        """(dead, saturated): by layer, the share of units that did nothing through the whole window."""
+    def commit(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Count the pass as a logged step.
+
+        Returns:
+            (dead, saturated): by layer, the share of units that did nothing through the whole window.
+        """
         dead: dict[str, Tensor] = {}
         saturated: dict[str, Tensor] = {}
-        for (name, call), units in self._units.items():
-            label = f"{name}#{call}" if call else name
+        for label, (zero, flat) in self._now.items():
+            units = self._units.get(label)
+            if units is None or units.zero.shape != zero.shape or units.zero.device != zero.device:
+                start = torch.zeros_like(zero)
+                units = self._units[label] = _Units(start, None if flat is None else start.clone(), start.clone())
+            units.zero.add_(1).mul_(zero)
+            units.zero_steps.add_(zero)
+            units.steps += 1
             dead[label] = (units.zero >= self.window).float().mean()
-            if units.flat is not None:
+            if flat is not None and units.flat is not None:
+                units.flat.add_(1).mul_(flat)
                 saturated[label] = (units.flat >= self.window).float().mean()
-        values = iter(_to_host([*dead.values(), *saturated.values()]))
-        return {key: next(values) for key in dead}, {key: next(values) for key in saturated}
+        self._now.clear()
+        return dead, saturated
 
     def maps(self) -> dict[str, list[float]]:
         """By layer, for each unit the share of logged steps in which it was zero for every sample."""
-        return {name: (u.zero_steps / max(1, u.steps)).tolist() for (name, call), u in self._units.items() if not call}
+        return {label: (units.zero_steps / max(1, units.steps)).tolist() for label, units in self._units.items()}
 
 
 def _all_zero(values: Tensor, axis: int) -> Tensor:
@@ -98,6 +105,11 @@ def _all_zero(values: Tensor, axis: int) -> Tensor:
         where = zero.nonzero().squeeze(1)
         zero[where] = (columns[:, where] == 0).all(dim=0)
     return zero.to(torch.int32)
+
+
+def host(values: Mapping[str, Tensor]) -> dict[str, float]:
+    """Numbers that were left on a device, by name, with one copy."""
+    return dict(zip(values, _to_host(list(values.values())), strict=True))
 
 
 def _to_host(values: list[Tensor]) -> list[float]:
@@ -152,7 +164,7 @@ class WeightTracker:
 
     def ratios(self) -> dict[str, float]:
         """‖Δw‖/‖w‖ by parameter, on the host."""
-        return dict(zip(self._ratios, _to_host(list(self._ratios.values())), strict=True))
+        return host(self._ratios)
 
     def noise(self) -> dict[str, float]:
         """By parameter, 1 − ‖E g‖²/E‖g‖², corrected for the noise that is left in the average itself."""
