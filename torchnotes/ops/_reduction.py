@@ -7,6 +7,9 @@ import warnings
 import torch
 from torch import Tensor
 
+from torchnotes._checks import check_floating, describe
+from torchnotes.ops._function import plain_eager
+
 REDUCTIONS = ("none", "mean", "sum")
 HALF = (torch.float16, torch.bfloat16)
 
@@ -35,3 +38,25 @@ def reduce_losses(losses: Tensor, reduction: str) -> Tensor:
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """float32 for half precision: 1/m and a sum of m losses leave its range or its digits for a large m."""
     return torch.float32 if dtype in HALF else dtype
+
+
+def expand_weight(weight: Tensor, input: Tensor, dtype: torch.dtype, name: str = "weight") -> Tensor:
+    """A rescaling weight in the shape of the losses, refused where it would make them larger."""
+    check_floating(weight, name)
+    try:
+        return weight.to(dtype).expand(input.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"{name} must broadcast to the shape of input {tuple(input.shape)}, got {describe(weight)}; "
+            f"give it the shape of input, or of its last axes."
+        ) from None
+
+
+def refuse_outside_unit_interval(value: Tensor, name: str, remedy: str) -> None:
+    """Refuse numbers outside [0, 1] where looking costs no wait: in plain eager code on the CPU. NaN passes."""
+    if not plain_eager() or value.device.type != "cpu" or not value.numel():
+        return
+    with torch.no_grad():
+        low, high = (x.item() for x in torch.aminmax(value))
+    if low < 0 or high > 1:
+        raise ValueError(f"{name} must lie in [0, 1], got values from {low:g} to {high:g}; {remedy}.")
