@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from torchnotes._checks import describe
+from torchnotes.nn._whole import whole_network
 from torchnotes.nn.dropout import Dropout
 from torchnotes.nn.leaky_relu import LeakyReLU
 from torchnotes.nn.linear import Linear, check_size
@@ -90,6 +92,23 @@ class MLP(nn.Sequential):
             if keep < 1:
                 layers.append(Dropout(keep, generator=generator))
         super().__init__(*layers)
+
+    def forward(self, input: Float[Tensor, "*batch n_0"]) -> Float[Tensor, "*batch n_L"]:
+        """Return a⁽ᴸ⁾, (*, n_0) to (*, n_L).
+
+        Where nothing looks between the layers the whole net is one op with one backward, the notes' two loops: the
+        same numbers, for a fraction of the calls. A hook on a layer, a layer of another kind, a transform, forward mode
+        or the compiler take the layers one by one.
+        """
+        modules = list(self)
+        if modules and type(modules[0]) is Dropout:  # of the input
+            input = modules.pop(0)(input)
+        output = whole_network(modules, input)
+        if output is not None:
+            return output
+        for module in modules:
+            input = module(input)
+        return input
 
     def __getitem__(self, index: Any) -> Any:
         """One layer, or the `nn.Sequential` of a slice of them."""

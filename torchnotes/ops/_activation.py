@@ -73,10 +73,10 @@ def needs_mask(activation: str) -> bool:
     return not ACTIVATIONS[activation].zero_at_zero
 
 
-def activate(z: Tensor, activation: str, alpha: float, mask: Tensor | None, scale: float) -> Tensor:
-    """Form y = g(z) · mask · scale, in the memory of z where nobody looks: z was made by the caller."""
+def activate(z: Tensor, activation: str, alpha: float, mask: Tensor | None, scale: float, *, overwrite: bool) -> Tensor:
+    """Form y = g(z) · mask · scale, in the memory of z where ``overwrite`` allows it: z was made by the caller."""
     g = ACTIVATIONS[activation]
-    if not may_overwrite(z) or (mask is not None and not _aligned(z, mask)):
+    if not overwrite or (mask is not None and not _aligned(z, mask)):
         a = g.forward(z, alpha)
         return a if mask is None else a * mask * scale
     if mask is None:

@@ -72,13 +72,13 @@ def may_overwrite(incoming: Tensor) -> bool:
     Args:
         incoming: the tensor that came from outside, such as ``grad_y``.
     """
+    return not torch.is_grad_enabled() and plain_eager() and not _is_legacy_batched(incoming)
+
+
+def plain_eager() -> bool:
+    """Whether nothing but ordinary evaluation and backward is going on: no transform, no forward mode, no compiler."""
     return not (
-        torch.compiler.is_compiling()
-        or torch.is_grad_enabled()
-        or not _FAST_PATH
-        or _transforms_active()
-        or _is_legacy_batched(incoming)
-        or forward_ad._current_level >= 0
+        torch.compiler.is_compiling() or not _FAST_PATH or _transforms_active() or forward_ad._current_level >= 0
     )
 
 
@@ -112,7 +112,7 @@ class Op(torch.autograd.Function):
         """Apply the op by the cheapest way that gives every derivative now being asked for.
 
         Args:
-            *args: the arguments of ``forward``, by position.
+            *args: the arguments of ``forward``, by position, a tensor first.
 
         Returns:
             What ``forward`` returns.
@@ -138,7 +138,7 @@ def _wants_gradient(args: tuple[Any, ...]) -> bool:
 
 
 def _autocast(policy: Literal["low", "float32"], args: tuple[Any, ...]) -> tuple[Any, ...]:
-    device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
+    device = args[0].device.type
     if not torch.is_autocast_enabled(device):
         return args
     dtype = torch.float32 if policy == "float32" else torch.get_autocast_dtype(device)

@@ -8,12 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchnotes._checks import check_generator, check_in_range
+from torchnotes._checks import check_in_range
 from torchnotes.ops._activation import ACTIVATIONS, activate, needs_mask, through
-from torchnotes.ops._function import Op, save
-from torchnotes.ops.dropout import check_keep_prob
-from torchnotes.ops.kernels.random_mask import LEVELS, keep_mask, realised_count
-from torchnotes.ops.linear import check_linear, product, rows
+from torchnotes.ops._function import Op, may_overwrite, save
+from torchnotes.ops.dropout import check_keep_prob, draw_mask
+from torchnotes.ops.linear import check_linear, rows
 
 
 class DenseFunction(Op):
@@ -31,7 +30,8 @@ class DenseFunction(Op):
         alpha: float,
         scale: float,
     ) -> Tensor:
-        return activate(product(x, weight, bias), activation, alpha, mask, scale)
+        z = torch.nn.functional.linear(x, weight, bias)
+        return activate(z, activation, alpha, mask, scale, overwrite=may_overwrite(z))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -135,10 +135,7 @@ def dense(
         check_alpha(negative_slope)
     mask, scale = None, 1.0
     if training and keep_prob < 1:
-        check_generator(generator, input.device)
-        count = realised_count(keep_prob)
-        shape = (*input.shape[:-1], weight.shape[0])
-        mask, scale = keep_mask(shape, input.device, count, generator), LEVELS / count
+        mask, scale = draw_mask((*input.shape[:-1], weight.shape[0]), input.device, keep_prob, generator)
     return DenseFunction.call(input, weight, bias, mask, activation, negative_slope, scale)
 
 

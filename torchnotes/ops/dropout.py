@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -77,10 +78,17 @@ def dropout(
     check_keep_prob(keep_prob)
     if not training or keep_prob == 1:
         return input
-    check_generator(generator, input.device)
+    mask, scale = draw_mask(input.shape, input.device, keep_prob, generator)
+    return DropoutFunction.call(input, mask, scale)
+
+
+def draw_mask(
+    shape: Sequence[int], device: torch.device, keep_prob: float, generator: torch.Generator | None
+) -> tuple[Tensor, float]:
+    """A fresh mask, and 1/p for the p that was realised."""
+    check_generator(generator, device)
     count = realised_count(keep_prob)
-    mask = keep_mask(input.shape, input.device, count, generator)
-    return DropoutFunction.call(input, mask, LEVELS / count)
+    return keep_mask(shape, device, count, generator), LEVELS / count
 
 
 def check_keep_prob(keep_prob: float, name: str = "keep_prob") -> None:
