@@ -358,7 +358,9 @@ class SignalMonitor:
     def _observe(self, call: Call, tensor: Tensor, direction: Direction) -> None:
         if direction == "forward":
             self._units.observe(call, tensor)
-        if self._histograms and call.role == "weight" and self._board is not None and self._board.wants_histograms:
+        if self._board is None or not self._histograms or call.role != "weight":
+            return
+        if self._board.wants_histograms(self.steps // self.every):
             values = plain(tensor).reshape(-1)
             values = values[:: max(1, values.numel() // 4096)].to("cpu", torch.float64)
             values = values[values.isfinite()]

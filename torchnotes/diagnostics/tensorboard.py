@@ -166,10 +166,9 @@ class TensorBoardSink:
             self._writer = SummaryWriter(str(self._target), flush_secs=10)
         return self._writer  # type: ignore[no-any-return]
 
-    @property
-    def wants_histograms(self) -> bool:
-        """Whether the next record should come with histograms."""
-        return has_histograms(self._count)
+    def wants_histograms(self, count: int) -> bool:
+        """Whether the count-th record should come with histograms."""
+        return has_histograms(count)
 
     def __call__(self, record: StepRecord) -> None:
         """Write one record."""
