@@ -40,7 +40,7 @@ def main(config: Config, console: Console) -> Results:
         linear = linear_nets.measure(size, device, logs, step)
         nets = random_nets.measure(size, config.seed, digits, logs, step)
         trainings = training.run(size, config.seed, digits, logs, step)
-        claims = reading.claims(size, linear, nets, trainings, len(digits.y_dev))
+        claims = reading.claims(size, linear, nets, trainings)
         table = reading.table(size, linear, nets, trainings)
         summary = f"{table.title}\n\n{table.markdown()}\n\n{markdown_reading(claims)}\n"
         logs["summary"].add_text("What was measured and what it means", summary)

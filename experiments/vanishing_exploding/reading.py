@@ -10,9 +10,10 @@ import numpy.typing as npt
 
 from experiments.console import Claim, Table
 from experiments.vanishing_exploding.settings import ACTIVATIONS, INITS, Growth, Size
-from experiments.vanishing_exploding.training import Training, chance_level
+from experiments.vanishing_exploding.training import Training
 
 HE = "2/n"
+LEARNED, STUCK = 0.9, 0.2  # accuracies; guessing gives 0.1
 
 
 def table(size: Size, linear: Sequence[Growth], nets: Sequence[Growth], trainings: Sequence[Training]) -> Table:
@@ -40,11 +41,9 @@ def best(trainings: Sequence[Training], weights: str) -> Training:
     return max((run for run in trainings if run.weights == weights), key=lambda run: run.last.dev_accuracy)
 
 
-def claims(
-    size: Size, linear: Sequence[Growth], nets: Sequence[Growth], trainings: Sequence[Training], dev_images: int
-) -> list[Claim]:
+def claims(size: Size, linear: Sequence[Growth], nets: Sequence[Growth], trainings: Sequence[Training]) -> list[Claim]:
     """The notes' statements, each judged by what this run measured."""
-    return [_linear(size, linear), *_random(size, nets), *_trained(size, trainings, dev_images)]
+    return [_linear(size, linear), *_random(size, nets), *_trained(size, trainings)]
 
 
 def heat_map(nets: Sequence[Growth], direction: str) -> npt.NDArray[np.float64]:
@@ -115,13 +114,12 @@ def _random(size: Size, nets: Sequence[Growth]) -> list[Claim]:
     ]
 
 
-def _trained(size: Size, trainings: Sequence[Training], dev_images: int) -> list[Claim]:
+def _trained(size: Size, trainings: Sequence[Training]) -> list[Claim]:
     top = best(trainings, HE)
     others = [run for run in trainings if run.weights != HE]
     luckiest = max(others, key=lambda run: run.last.dev_accuracy)
-    chance = chance_level(dev_images)
     rates = f"{min(size.rates):g}" if len(size.rates) == 1 else f"{min(size.rates):g}…{max(size.rates):g}"
-    learned, stuck = top.last.dev_accuracy >= 0.9, luckiest.last.dev_accuracy < chance
+    learned, stuck = top.last.dev_accuracy >= LEARNED, luckiest.last.dev_accuracy < STUCK
     return [
         Claim(
             f"A ReLU net {size.trained_depth} deep learns the digits when it starts from variance 2/n.",
@@ -133,7 +131,7 @@ def _trained(size: Size, trainings: Sequence[Training], dev_images: int) -> list
             "From the other three inits the same net stays at chance at every rate.",
             stuck if size.judged else None,
             f"Best of {len(others)} runs (rates {rates}): {luckiest.last.dev_accuracy:.1%}, with variance "
-            f"{luckiest.weights}; guessing stays below {chance:.1%}.",
+            f"{luckiest.weights}; guessing gives 10 %, and below {STUCK:.0%} counts as that.",
         ),
     ]
 

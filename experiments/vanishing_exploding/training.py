@@ -6,13 +6,13 @@ whether training can start: a gradient that reaches the first layers as 1e-8 mov
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from experiments.digits import CLASSES, Digits
@@ -32,7 +32,7 @@ MONITORED = 20  # steps
 
 @dataclass(frozen=True)
 class Epoch:
-    """Where a net stands after an epoch; the loss is the mean over the epoch's batches."""
+    """What an epoch brought: loss and training accuracy as its batches came by, dev accuracy at its end."""
 
     loss: float
     train_accuracy: float
@@ -51,16 +51,6 @@ class Training:
     def last(self) -> Epoch:
         """Where it ended."""
         return self.epochs[-1]
-
-
-def chance_level(images: int) -> float:
-    """The accuracy that guessing one of ten digits stays below, three standard deviations above the mean.
-
-    >>> round(chance_level(360), 3)
-    0.147
-    """
-    p = 1 / CLASSES
-    return p + 3 * math.sqrt(p * (1 - p) / images)
 
 
 def run(size: Size, seed: int, digits: Digits, logs: VariantLogs, step: Callable[[str], None]) -> list[Training]:
@@ -98,25 +88,25 @@ def _epochs(net: torch.nn.Module, digits: Digits, size: Size, rate: float, seed:
     optimizer = torch.optim.SGD(net.parameters(), lr=rate, momentum=MOMENTUM)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(size.epochs):
-        losses = []
+        losses, hits = [], []
         for batch in torch.randperm(len(x), generator=generator).to(x.device).split(size.batch):
-            loss = cross_entropy(net(x[batch]), y[batch])
+            scores = net(x[batch])
+            loss = cross_entropy(scores, y[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             losses.append(loss.detach())
-        yield _evaluate(net, digits, torch.stack(losses).mean().item())
+            hits.append((scores.argmax(dim=1) == y[batch]).sum())
+        train_accuracy = torch.stack(hits).sum().item() / len(x)
+        yield Epoch(torch.stack(losses).mean().item(), train_accuracy, _accuracy(net, digits.x_dev, digits.y_dev))
 
 
 @torch.no_grad()
-def _evaluate(net: torch.nn.Module, digits: Digits, loss: float) -> Epoch:
+def _accuracy(net: torch.nn.Module, x: Tensor, y: Tensor) -> float:
     net.eval()
-    train, dev = (
-        (net(x).argmax(dim=1) == y).double().mean().item()
-        for x, y in ((digits.x_train, digits.y_train), (digits.x_dev, digits.y_dev))
-    )
+    share = float((net(x).argmax(dim=1) == y).double().mean())
     net.train()
-    return Epoch(loss, train, dev)
+    return share
 
 
 def _write(writer: SummaryWriter, size: Size, rate: float, epoch: int, now: Epoch) -> None:
