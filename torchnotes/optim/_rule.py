@@ -121,7 +121,7 @@ class UpdateRule(Optimizer):
         histories = [(0, False)]
         if not self._stateless:
             states = [self.state[param] for param in params]
-            histories = [self._advance(*pair, group) for pair in zip(states, params, strict=True)]
+            histories = self._advance(states, params, group)
         for indices in _alike(params, histories):
             in_cache = not self._stateless and _visits_by_part(group["foreach"], params[indices[0]].device)
             for part in _parts(params, indices, group["foreach"]) if in_cache else [indices]:
@@ -137,20 +137,27 @@ class UpdateRule(Optimizer):
                         fresh,
                     )
 
-    def _advance(self, state: State, param: Tensor, group: Group) -> tuple[int, bool]:
-        """Count this step: t (0 where it is counted on the device, or not at all), and whether it is the first."""
-        fresh = not state
-        if fresh:
-            state.update(self._new_state(param, group))
-        if not self._counts_steps:
-            return 0, fresh
-        if group["capturable"]:
-            if "step" not in state:
-                state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
-            return 0, fresh
-        step: int = state.get("step", 0) + 1
-        state["step"] = step
-        return step, fresh
+    def _advance(self, states: list[State], params: list[Tensor], group: Group) -> list[tuple[int, bool]]:
+        """Count this step: for each parameter t, and whether it is the first; one entry if it is the same for all.
+
+        t is 0 where it is counted on the device, or not at all.
+        """
+        fresh = [not state for state in states]
+        if any(fresh):
+            for state, param in zip(states, params, strict=True):
+                if not state:
+                    state.update(self._new_state(param, group))
+                    if self._counts_steps:
+                        on_device = torch.zeros((), dtype=torch.float32, device=param.device)
+                        state["step"] = on_device if group["capturable"] else 0
+        if not self._counts_steps or group["capturable"]:
+            return [(0, fresh[0])] if fresh.count(fresh[0]) == len(fresh) else [(0, first) for first in fresh]
+        for state in states:
+            state["step"] += 1
+        steps = [state["step"] for state in states]
+        if steps.count(steps[0]) == len(steps):
+            return [(steps[0], steps[0] == 1)]
+        return [(step, step == 1) for step in steps]
 
     def __setstate__(self, state: State) -> None:
         super().__setstate__(state)
