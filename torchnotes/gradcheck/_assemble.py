@@ -168,6 +168,7 @@ def _reason(
         refined = sorted({f"ε = {p.eps:.0e} ({p.scheme})" for p in reports.values()})
         return f"every parameter agrees with its differences to within their numerical error, at {', '.join(refined)}"
     parts = [f"{name}: {p.reason}" for name, p in reports.items() if p.verdict == verdict]
-    parts += [f"{f.name}: {f.detail}" for f in [*findings, *modules] if f.verdict == verdict]
+    parts += [f"{f.name}: {f.detail}" for f in findings if f.verdict == verdict]
+    parts = parts or [f"{f.name}: {f.detail}" for f in modules if f.verdict == verdict]
     more = f" (and {len(parts) - 3} more)" if len(parts) > 3 else ""
     return "; ".join(parts[:3]) + more

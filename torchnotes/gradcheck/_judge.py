@@ -75,7 +75,7 @@ def gather(lens: Lens, t: int, exact: Tensor) -> Evidence:
         nothing, nothing.clone(), nothing.clone(), nothing.clone(),
     )  # fmt: skip
     if _needs_better(evidence):
-        better = measure.better_step(rungs, sigma)
+        better = measure.better_step(rungs, sigma, 0.01 * RIGHT * exact.square().mean(1).sqrt())
         if float((better.error / step.error).max()) < 0.25:
             evidence.approx = measure.derivative(evaluator, t, entries, better.eps, better.stencil)
             evidence.step = better

@@ -164,8 +164,11 @@ def given_step(rungs: Ladder, eps: float, sigma: Tensor) -> Step:
     return Step("central", eps, STENCILS["central"].gain * sigma / eps, _typical(truncation))
 
 
-def better_step(rungs: Ladder, sigma: Tensor) -> Step:
-    """The stencil and step of least error over the sampled entries, worst cost first."""
+def better_step(rungs: Ladder, sigma: Tensor, enough: Tensor) -> Step:
+    """The stencil and step of least error over the sampled entries, worst cost first.
+
+    The two-sided difference is kept, at half the work, where its error is below ``enough`` or nearly as small.
+    """
     best: Step | None = None
     for scheme, errors in (("central", rungs.central_error), ("five-point", rungs.five_error)):
         usable = errors[..., :-1].amax(1)  # (costs, steps): the worst entry decides, so that few cross a kink
@@ -176,7 +179,9 @@ def better_step(rungs: Ladder, sigma: Tensor) -> Step:
         order = 3 if scheme == "central" else 15
         truncation = _typical((values[..., k] - values[..., k + 1]).abs() / order)
         step = Step(scheme, h, STENCILS[scheme].gain * sigma / h, truncation)
-        if best is None or float(step.error.max()) < 0.3 * float(best.error.max()):
+        if best is None:
+            best = step
+        elif bool((best.error > enough).any()) and float(step.error.max()) < 0.3 * float(best.error.max()):
             best = step
     assert best is not None
     return best

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, Literal
 
@@ -12,21 +12,26 @@ from torch import Tensor, nn
 
 from torchnotes._checks import check_in_range, describe
 from torchnotes.gradcheck._assemble import Context, assemble
-from torchnotes.gradcheck._evaluate import LoopEvaluator
+from torchnotes.gradcheck._batched import BatchEvaluator, agrees, model_batch
+from torchnotes.gradcheck._chain import ChainEvaluator, chain_of
+from torchnotes.gradcheck._evaluate import Evaluator, LoopEvaluator
 from torchnotes.gradcheck._judge import Evidence, Lens, gather
+from torchnotes.gradcheck._modules import check_modules
 from torchnotes.gradcheck._objective import (
     Cost,
     Loss,
     Objective,
     Penalty,
     double_cost,
+    label,
     model_objective,
     refuse_complex,
+    tensors_in,
     to_double,
 )
 from torchnotes.gradcheck._state import Dropout, dropout_mode, preserved
 from torchnotes.gradcheck.function import check_function
-from torchnotes.gradcheck.report import GradientMismatch, GradientReport
+from torchnotes.gradcheck.report import Finding, GradientMismatch, GradientReport
 
 Method = Literal["exact", "projected"]
 
@@ -42,6 +47,8 @@ def check_gradients(
     method: Method = "exact",
     dropout: Dropout = "frozen",
     parameters: Sequence[str] | None = None,
+    modules: bool = True,
+    max_memory: int = 256 << 20,
     generators: Sequence[torch.Generator] = (),
     seed: int = 0,
 ) -> GradientReport:
@@ -66,6 +73,8 @@ def check_gradients(
         method: ``"exact"`` takes a difference at every coordinate.
         dropout: ``"frozen"`` holds every mask fixed, ``"off"`` switches dropout off (keep_prob 1).
         parameters: names of parameters, or of modules, to which the check is confined; None for all.
+        modules: whether to check each module's own backward too, at the input it saw, so as to name the culprit.
+        max_memory: bytes that evaluations taken together may hold at once.
         generators: random generators that J draws from, beyond the default ones and those kept on modules.
         seed: chooses the entries at which errors are sampled.
 
@@ -92,7 +101,8 @@ def check_gradients(
     refuse_complex(original, inputs)
     with ExitStack() as stack:
         cost = stack.enter_context(double_cost(original))
-        objective = model_objective(cost, to_double(inputs), to_double(target), parameters, generators)
+        data = (to_double(inputs), to_double(target))
+        objective = model_objective(cost, *data, parameters, generators)
         stack.enter_context(preserved(cost, objective.random))
         stack.enter_context(dropout_mode(cost, dropout))
         y, notes = _first_evaluation(objective, original if cost is not original else None)
@@ -103,14 +113,28 @@ def check_gradients(
         )
         objective.rows = objective.rows.to(device)
         names = ["J", "data cost", "penalty"] if separate else ["J"]
-        evidences = _exact(objective, y, eps, seed)
+        findings, culprits = _modules(cost, objective, seed) if modules else ([], [])
+        evidences, used = _exact(objective, y, eps, seed, lambda: _evaluators(cost, objective, y, data, max_memory))
         context = Context(
-            eps, method, names, (objective.rows @ y.detach()).tolist(), _sizes(inputs), objective.tensors,
+            eps, f"{method} ({used})", names, (objective.rows @ y.detach()).tolist(), _sizes(inputs), objective.tensors,
             penalty_row=2 if separate else None, separate=separate,
         )  # fmt: skip
         return assemble(
-            evidences, context, notes=notes, evaluations=objective.evaluations, seconds=time.perf_counter() - start
+            evidences,
+            context,
+            modules=findings,
+            culprits=culprits,
+            notes=notes,
+            evaluations=objective.evaluations,
+            seconds=time.perf_counter() - start,
         )
+
+
+def _modules(cost: Cost, objective: Objective, seed: int) -> tuple[list[Finding], list[str]]:
+    found, culprits = check_modules(cost, objective, objective.random, torch.Generator().manual_seed(seed))
+    names = {"model": "the model's own forward"}
+    own = [Finding(names.get(f.name, label(f.name)), f.verdict, f.detail) for f in found]
+    return own, [names.get(name, label(name)) for name in culprits]
 
 
 def _check_arguments(model: object, eps: float, method: str) -> None:
@@ -150,12 +174,26 @@ def _first_evaluation(objective: Objective, original: nn.Module | None) -> tuple
     return y, ["J draws random numbers: they were held fixed in every evaluation"] if drawn else []
 
 
-def _exact(objective: Objective, y: Tensor, eps: float, seed: int) -> list[Evidence]:
-    """Every coordinate of every tensor."""
+def _evaluators(cost: Cost, objective: Objective, y: Tensor, data: tuple[Any, Any], memory: int) -> Iterator[Evaluator]:
+    """The faster ways to evaluate a model's cost, fastest first."""
+    if len(y) == 1:
+        chain = chain_of(cost, objective, *data)
+        if chain is not None:
+            yield ChainEvaluator(objective, y, *chain, memory)
+    footprint = 8 * sum(t.numel() for t in tensors_in(data[0])) * 8
+    yield BatchEvaluator(objective, y, model_batch(cost, objective, *data), memory, footprint)
+
+
+def _exact(
+    objective: Objective, y: Tensor, eps: float, seed: int, faster: Callable[[], Iterator[Evaluator]]
+) -> tuple[list[Evidence], str]:
+    """Every coordinate of every tensor, by the fastest evaluator that agrees with the plain loop."""
     exact = objective.gradients(y)
     loop = LoopEvaluator(objective, y)
-    lens = Lens(loop, loop, eps, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
     _refuse_absent(objective, loop, exact)
+    evaluator = next((e for e in faster() if agrees(e, loop, generator)), loop)
+    lens = Lens(evaluator, loop, eps, generator)
     evidences = []
     for t, tensor in enumerate(objective.tensors):
         rows = [g[t] for g in exact]
@@ -163,7 +201,7 @@ def _exact(objective: Objective, y: Tensor, eps: float, seed: int) -> list[Evide
         evidence = gather(lens, t, flat)
         evidence.detached = all(g is None for g in rows)
         evidences.append(evidence)
-    return evidences
+    return evidences, evaluator.name
 
 
 def _flat(gradient: Tensor | None, tensor: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from torchnotes._checks import check_in_range, describe
 from torchnotes.gradcheck._assemble import Context, assemble
+from torchnotes.gradcheck._batched import BatchEvaluator, agrees, function_batch
 from torchnotes.gradcheck._contracts import Contracts
-from torchnotes.gradcheck._evaluate import LoopEvaluator
+from torchnotes.gradcheck._evaluate import Evaluator, LoopEvaluator
 from torchnotes.gradcheck._higher import forward_mode as check_forward_mode
 from torchnotes.gradcheck._higher import second_order as check_second_order
 from torchnotes.gradcheck._judge import Lens, gather
@@ -32,6 +33,7 @@ def check_function(
     eps: float = 1e-7,
     second_order: bool = True,
     forward_mode: bool = True,
+    max_memory: int = 256 << 20,
     generators: Sequence[torch.Generator] = (),
     seed: int = 0,
 ) -> GradientReport:
@@ -57,6 +59,7 @@ def check_function(
         eps: the ε of the notes' ratio.
         second_order: whether to check the second-order rule.
         forward_mode: whether to check the forward-mode rule.
+        max_memory: bytes that evaluations taken together may hold at once.
         generators: random generators that fn draws from, beyond the default ones.
         seed: chooses cotangents and sampled entries.
 
@@ -91,7 +94,16 @@ def check_function(
         stack.enter_context(preserved(holder, random))
         subject = Subject(holder.model if isinstance(fn, nn.Module) else fn, inputs, kwargs or {}, random)  # type: ignore[arg-type]
         _refuse_constants(subject, inputs)
-        return _check_subject(subject, random, eps, seed, start, second_order=second_order, forward_mode=forward_mode)
+        return _check_subject(
+            subject,
+            random,
+            eps,
+            seed,
+            start,
+            max_memory=max_memory,
+            second_order=second_order,
+            forward_mode=forward_mode,
+        )
 
 
 def _check_arguments(fn: object, inputs: Sequence[Any], eps: float) -> None:
@@ -116,6 +128,7 @@ def _check_subject(
     seed: int,
     start: float,
     *,
+    max_memory: int,
     second_order: bool,
     forward_mode: bool,
 ) -> GradientReport:
@@ -135,7 +148,9 @@ def _check_subject(
         return _raised(error, objective, y, eps, start)
     findings = _findings(subject, generator, second_order=second_order, forward_mode=forward_mode)
     loop = LoopEvaluator(objective, y)
-    lens = Lens(loop, loop, eps, generator)
+    batch = BatchEvaluator(objective, y, function_batch(subject.flat, subject.values), max_memory, 8 * 8 * y.numel())
+    evaluator: Evaluator = batch if agrees(batch, loop, generator) else loop
+    lens = Lens(evaluator, loop, eps, generator)
     evidences = []
     for t, value in enumerate(subject.values):
         rows = [row[t] for row in exact]
@@ -144,7 +159,7 @@ def _check_subject(
         evidence.detached = all(g is None for g in rows)
         evidences.append(evidence)
     values = (objective.rows @ y.detach()).tolist()
-    context = Context(eps, "exact", objective.row_names, values, _sizes(subject), subject.values)
+    context = Context(eps, f"exact ({evaluator.name})", objective.row_names, values, _sizes(subject), subject.values)
     return assemble(
         evidences,
         context,

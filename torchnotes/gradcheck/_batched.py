@@ -1,0 +1,102 @@
+"""Many perturbed evaluations at once by ``torch.vmap``, for functions that are not a chain of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from torchnotes.gradcheck._evaluate import Evaluator, LoopEvaluator
+from torchnotes.gradcheck._objective import Cost, Objective
+
+Batch = Callable[[int, Tensor], Tensor]
+"""(which tensor, its perturbed values stacked) -> y of each: (batch, observables)."""
+
+
+class BatchEvaluator:
+    """Evaluates y for a stack of copies of one tensor, each with one entry moved.
+
+    Args:
+        objective: what is evaluated.
+        base: y at θ.
+        batch: evaluates the stack.
+        memory: bytes that one stack, with what is computed from it, may take.
+        footprint: bytes that one evaluation takes beside the tensor itself.
+    """
+
+    name = "vmap"
+
+    def __init__(self, objective: Objective, base: Tensor, batch: Batch, memory: int, footprint: int) -> None:
+        self.objective, self.base = objective, base.detach()
+        self._batch, self._memory, self._footprint = batch, memory, footprint
+
+    def delta(self, t: int, index: Tensor, step: Tensor) -> Tensor:
+        """See `Evaluator.delta`."""
+        tensor = self.objective.tensors[t].detach()
+        each = tensor.numel() * tensor.element_size() + self._footprint
+        size = max(1, min(512, self._memory // (4 * each)))
+        parts = [self._some(t, tensor, i, h) for i, h in zip(index.split(size), step.split(size), strict=True)]
+        return self.objective.rows @ torch.cat(parts).T
+
+    def _some(self, t: int, tensor: Tensor, index: Tensor, step: Tensor) -> Tensor:
+        self.objective.random.replay()
+        stack = tensor.reshape(1, -1).repeat(len(index), 1)
+        stack[torch.arange(len(index), device=tensor.device), index] += step
+        self.objective.evaluations += len(index)
+        with torch.no_grad():
+            return self._batch(t, stack.view(-1, *tensor.shape)).double() - self.base
+
+
+def model_batch(cost: Cost, objective: Objective, inputs: object, target: object) -> Batch:
+    """The whole cost of a model, over a stack of values of one parameter."""
+    by_identity = {id(p): n for n, p in cost.named_parameters()}
+    keys = [by_identity[id(p)] for p in objective.tensors]
+
+    def batch(t: int, stack: Tensor) -> Tensor:
+        def one(value: Tensor) -> Tensor:
+            y: Tensor = functional_call(cost, {keys[t]: value}, (inputs, target))
+            return y
+
+        out: Tensor = torch.vmap(one, randomness="same")(stack)
+        return out
+
+    return batch
+
+
+def function_batch(flat: Callable[[Sequence[Tensor]], Tensor], values: Sequence[Tensor]) -> Batch:
+    """A function's joined outputs, over a stack of values of one input."""
+    detached = [v.detach() for v in values]
+
+    def batch(t: int, stack: Tensor) -> Tensor:
+        def one(value: Tensor) -> Tensor:
+            return flat([*detached[:t], value, *detached[t + 1 :]])
+
+        out: Tensor = torch.vmap(one, randomness="same")(stack)
+        return out
+
+    return batch
+
+
+PROBES = 3
+PROBE_STEP = 2.0**-10
+
+
+def agrees(fast: Evaluator, loop: LoopEvaluator, generator: torch.Generator) -> bool:
+    """Whether a fast evaluator gives the plain loop's differences, to round-off, at a few entries of every tensor."""
+    rows, base = loop.objective.rows, loop.base
+    slack = 2.0**-46 * ((rows * base).abs().sum(1, keepdim=True))
+    for t, tensor in enumerate(loop.objective.tensors):
+        if not tensor.numel():
+            continue
+        index = torch.randint(tensor.numel(), (PROBES,), generator=generator).to(tensor.device)
+        step = torch.full((PROBES,), PROBE_STEP, dtype=torch.float64, device=tensor.device)
+        try:
+            got = fast.delta(t, index, step)
+        except (RuntimeError, ValueError, TypeError, NotImplementedError, IndexError, AssertionError, AttributeError):
+            return False
+        want = loop.delta(t, index, step)
+        if got.shape != want.shape or not bool(((got - want).abs() <= slack + 1e-9 * want.abs()).all()):
+            return False
+    return True

@@ -1,0 +1,130 @@
+"""Which module is to blame: each module's own backward, checked at the input it really saw.
+
+A wrong gradient of one layer spoils those of every layer below it, and a fault deep below may have vanished by the time
+the cost is differentiated. So every module is taken by itself: for a random cotangent v of its output and a random line
+d through its inputs and parameters, ⟨Jᵀ v, d⟩ from its backward is held against the difference quotient of ⟨v, f⟩.
+The cost is a few forward passes of the whole model for each level of nesting, whatever the number of parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from torchnotes.gradcheck._contracts import Contracts
+from torchnotes.gradcheck._line import Slope, slope
+from torchnotes.gradcheck._objective import Objective
+from torchnotes.gradcheck._state import RandomStates
+from torchnotes.gradcheck._subject import Subject
+from torchnotes.gradcheck.compare import norm
+from torchnotes.gradcheck.report import Finding
+
+LINES = 2  # a single Gaussian line misses a fault with probability zero; two guard against bad luck in its size
+
+
+@dataclass(frozen=True)
+class _Seen:
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+def check_modules(
+    model: nn.Module, objective: Objective, random: RandomStates, generator: torch.Generator
+) -> tuple[list[Finding], list[str]]:
+    """Check every module inside a model by itself.
+
+    Returns:
+        A finding for each module that was called with tensors, outermost first; and the innermost that are wrong.
+    """
+    seen = _record(model, objective)
+    findings: dict[str, Finding] = {}
+    for name, module in model.named_modules():
+        if module in seen and name:
+            findings[name] = _check_one(name, module, seen[module], random, generator)
+    wrong = [n for n, f in findings.items() if f.verdict == "wrong"]
+    culprits = [n for n in wrong if not any(other.startswith(n + ".") for other in wrong)]
+    return [f for f in findings.values() if f.name in culprits or f.name not in wrong], culprits
+
+
+def _record(model: nn.Module, objective: Objective) -> dict[nn.Module, _Seen]:
+    """The arguments of every module's first call in one evaluation of the cost."""
+    seen: dict[nn.Module, _Seen] = {}
+    handles = []
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if module not in seen:
+            seen[module] = _Seen(*pytree.tree_map(_keep, (args, kwargs)))
+
+    for module in model.modules():
+        handles.append(module.register_forward_pre_hook(note, with_kwargs=True))
+    try:
+        with torch.no_grad():
+            objective()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def _keep(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def _check_one(name: str, module: nn.Module, seen: _Seen, random: RandomStates, generator: torch.Generator) -> Finding:
+    try:
+        subject = Subject(module, seen.args, seen.kwargs, random, convert=False)
+        if not subject.values or any(v.dtype != torch.float64 for v in subject.values):
+            return Finding(name, "correct", "nothing of float64 to differentiate")
+        contracts = Contracts(subject, generator)
+    except (RuntimeError, TypeError, ValueError) as error:
+        return Finding(name, "correct", f"cannot be called by itself ({type(error).__name__}): not judged")
+    if not contracts.live:
+        return Finding(name, "correct", "its output carries no gradient: not judged")
+    complaint = next((f"{f.name}: {f.detail}" for f in contracts.run() if f.verdict == "wrong"), "")
+    complaint = complaint or _differences(contracts, generator)
+    return Finding(name, "wrong" if complaint else "correct", complaint or "its own backward agrees")
+
+
+def _differences(contracts: Contracts, generator: torch.Generator) -> str:
+    """Compare along lines through everything at once; where that fails, tensor by tensor, to say which."""
+    everything = range(len(contracts.values))
+    for _ in range(LINES):
+        if _along(contracts, everything, generator) == "":
+            continue
+        found = [(contracts.subject.names[k], _along(contracts, [k], generator)) for k in everything]
+        blamed = [f"{name} ({detail})" for name, detail in found if detail]
+        return "its own gradient is wrong for " + ", ".join(blamed or ["a direction through all of its inputs"])
+    return ""
+
+
+def _along(contracts: Contracts, which: Sequence[int], generator: torch.Generator) -> str:
+    """Empty if backward and difference quotient agree along a random line through the tensors named."""
+    values, gradients = contracts.values, contracts.reference
+    lines = [torch.zeros_like(v) for v in values]
+    for k in which:
+        draw = torch.randn(values[k].shape, generator=generator, dtype=torch.float64).to(values[k].device)
+        # Every tensor moves in proportion to its own size, so that none of them drowns in another's curvature.
+        size = norm(values[k]) / max(values[k].numel(), 1) ** 0.5
+        lines[k] = draw * (size if size > 0 else 0.1)
+    exact = torch.tensor([sum(float((gradients[k] * lines[k]).sum()) for k in which)], dtype=torch.float64)
+    with torch.no_grad():
+        base = [o.detach() for o in contracts.subject(values)]
+
+        def change(h: float) -> Tensor:
+            moved = contracts.subject([v.detach() + h * d for v, d in zip(values, lines, strict=True)])
+            terms = [((moved[k] - base[k]) * c).sum() for k, c in zip(contracts.live, contracts.u, strict=True)]
+            return torch.stack(terms).sum().reshape(1).double().cpu()
+
+        measured: Slope = slope(
+            change, exact, size=norm(*(base[k] * c for k, c in zip(contracts.live, contracts.u, strict=True)))
+        )
+    floor = sum(contracts.floor[k] * norm(lines[k]) for k in which)
+    # At a kink of many units at once the two sides differ and neither is the gradient: not judged along a line.
+    if measured.bent or float((measured.value - exact).abs()) <= floor or not measured.differs(exact, relative=1e-5):
+        return ""
+    return f"{float(exact):.6g} along a random line, where the difference quotient is {float(measured.value):.6g}"
