@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.ops._losses import cases
 from torchnotes import ops
 
 
@@ -101,7 +102,7 @@ DENSE = [
     for activation in ("relu", "sigmoid", "tanh", "leaky_relu", "identity")
     for keep_prob in (1.0, 0.7)
 ]
-CASES = ELEMENTWISE + LINEAR + DENSE
+CASES = ELEMENTWISE + LINEAR + DENSE + cases(Case)
 
 
 def each(cases: list[Case] = CASES) -> pytest.MarkDecorator:

@@ -33,14 +33,14 @@ def whole_network(modules: Iterable[nn.Module], input: Tensor) -> Tensor | None:
     steps = _steps(modules) if plain_eager() and not _has_any_global_hook() else None
     if not steps:
         return None
+    first = steps[0][0]._parameters
+    check_linear(input, cast(Tensor, first["weight"]), first["bias"])
     x = input if input.dim() == 2 else rows(input)
     layers: list[Layer] = []
     tensors: list[Tensor | None] = []
     for linear, activation, alpha, dropout in steps:
         weight, bias = linear._parameters["weight"], linear._parameters["bias"]
         assert weight is not None
-        if not layers:
-            check_linear(input, weight, bias)
         mask, scale = None, 1.0
         if dropout is not None and dropout.training:
             mask, scale = draw_mask((len(x), len(weight)), x.device, dropout.keep_prob, dropout.generator)

@@ -141,7 +141,7 @@ def dense(
 
 def check_activation(activation: object) -> None:
     """Refuse a name that is not in the table."""
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise ValueError(
             f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}; "
             "for another one compose linear, the activation and dropout."

@@ -1,0 +1,178 @@
+"""The law of dropout, and its mask in every derivative. Every statistic has a fixed seed and a bound of 5 sigma."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from tests.ops._table import seeded
+from torchnotes.ops import dropout
+from torchnotes.ops.kernels import random_mask
+
+KEEP = [0.9, 0.8, 0.7, 0.5, 0.3]
+SIZE = 1_000_000
+
+
+def mask_of(keep_prob: float, shape: tuple[int, ...] = (SIZE,), seed: int = 0) -> torch.Tensor:
+    return dropout(torch.ones(shape, dtype=torch.float64), keep_prob=keep_prob, generator=seeded(seed)) != 0
+
+
+@pytest.mark.parametrize("keep_prob", KEEP)
+def test_mean_and_variance(keep_prob: float):
+    y = dropout(torch.full((SIZE,), 3.0, dtype=torch.float64), keep_prob=keep_prob, generator=seeded(0))
+    sigma = 3 * ((1 - keep_prob) / keep_prob) ** 0.5
+    assert abs(y.mean().item() - 3) < 5 * sigma / SIZE**0.5
+    # The variance of a two-valued variable: its own sampling error is at most 9 (1-p)/p · √(kurtosis / SIZE).
+    values = torch.tensor([0.0, 3 / keep_prob], dtype=torch.float64)
+    weights = torch.tensor([1 - keep_prob, keep_prob], dtype=torch.float64)
+    fourth = (weights * (values - 3) ** 4).sum().item()
+    assert abs(y.var().item() - sigma**2) < 5 * ((fourth - sigma**4) / SIZE) ** 0.5 + 1e-4  # p is rounded to 1/65536
+
+
+@pytest.mark.parametrize("keep_prob", [*KEEP, 0.123456, 1e-9, 1 - 1e-9])
+def test_the_scale_is_the_inverse_of_the_realised_probability(keep_prob: float):
+    # E[y] = x exactly: the number of lane values that mean "keep", over 65536, times the scale, is 1.
+    count = random_mask.realised_count(keep_prob)
+    assert 1 <= count <= 65535
+    assert abs(count / 65536 - keep_prob) <= 1 / 65536
+    lanes = torch.arange(65536, dtype=torch.int32).to(torch.int16)  # every value once
+    assert int((lanes < count - 32768).sum()) == count
+    y = dropout(torch.ones(4096, dtype=torch.float64), keep_prob=keep_prob, generator=seeded())
+    assert set(y.unique().tolist()) <= {0.0, 65536 / count}
+
+
+def test_the_notes_layer_of_fifty_units():
+    # "50 units, keep_prob 0.8: 10 zeroed on average"; over 20,000 samples the mean's sigma is √(50·0.8·0.2/20,000).
+    zeroed = (~mask_of(0.8, (20_000, 50))).sum(1).double()
+    assert abs(zeroed.mean().item() - 10) < 5 * (8 / 20_000) ** 0.5
+    assert abs(zeroed.var().item() - 8) < 5 * 8 * (2 / 20_000) ** 0.5 * 1.1
+
+
+@pytest.mark.parametrize("keep_prob", KEEP)
+@pytest.mark.parametrize("lag", [1, 2, 3, 4, 5, 8, 64])
+def test_neighbours_are_independent(keep_prob: float, lag: int):
+    # Four lanes share a draw, so lags 1 to 3 look within one and lags 4 and 8 at the same lane of the next.
+    m = mask_of(keep_prob).double()
+    m = (m - m.mean()) / m.std()
+    assert abs((m[lag:] * m[:-lag]).mean().item()) < 5 / SIZE**0.5
+
+
+@pytest.mark.parametrize("keep_prob", KEEP)
+def test_every_lane_keeps_the_same_share(keep_prob: float):
+    # A draw whose sign bit is constant gives one lane of four another law.
+    shares = mask_of(keep_prob).view(-1, 4).double().mean(0)
+    sigma = (keep_prob * (1 - keep_prob) / (SIZE / 4)) ** 0.5
+    assert ((shares - keep_prob).abs() < 5 * sigma + 1 / 65536).all()
+
+
+def test_samples_and_passes_are_independent():
+    generator = seeded(1)
+    x = torch.ones(1000, 1000)
+    first, second = (dropout(x, keep_prob=0.5, generator=generator) != 0 for _ in range(2))
+    assert abs((first == second).double().mean().item() - 0.5) < 5 * 0.5 / 1000
+    assert abs((first[0] == first[1]).double().mean().item() - 0.5) < 5 * 0.5 / 1000**0.5
+
+
+def test_the_mask_depends_on_the_generator_and_the_shape_alone():
+    base = torch.randn(6, 8, generator=seeded())
+    expected = dropout(base, keep_prob=0.5, generator=seeded(3))
+    for x in (base.T.contiguous().T, base.repeat(1, 2)[:, :8], base.double().float()):
+        assert torch.equal(dropout(x, keep_prob=0.5, generator=seeded(3)), expected)
+    assert torch.equal(dropout(base, keep_prob=0.5, generator=seeded(3)), expected)
+    assert not torch.equal(dropout(base, keep_prob=0.5, generator=seeded(4)), expected)
+    assert torch.equal(dropout(base.bfloat16(), keep_prob=0.5, generator=seeded(3)) != 0, expected != 0)
+    large = torch.randn(2**10, 2**10, generator=seeded())  # the block-wise path against the strided one
+    assert torch.equal(
+        dropout(large, keep_prob=0.5, generator=seeded(3)),
+        dropout(large.T.contiguous().T, keep_prob=0.5, generator=seeded(3)),
+    )
+
+
+def test_the_global_generator_is_used_and_only_then():
+    torch.manual_seed(0)
+    first = dropout(torch.ones(100), keep_prob=0.5)
+    torch.manual_seed(0)
+    assert torch.equal(dropout(torch.ones(100), keep_prob=0.5), first)
+    state = torch.get_rng_state()
+    dropout(torch.ones(100), keep_prob=0.5, generator=seeded())
+    dropout(torch.ones(100), keep_prob=1.0)
+    dropout(torch.ones(100), keep_prob=0.5, training=False)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_identity_at_no_cost():
+    x = torch.randn(3, requires_grad=True)
+    assert dropout(x, keep_prob=1.0) is x
+    assert dropout(x, keep_prob=0.5, training=False) is x
+
+
+@pytest.mark.parametrize("size", [7, 2**20 + 3])
+def test_one_mask_in_forward_backward_second_backward_and_forward_mode(size: int):
+    x = torch.ones(size, dtype=torch.float64, requires_grad=True)
+    v = torch.ones(size, dtype=torch.float64, requires_grad=True)
+
+    def f(x: torch.Tensor) -> torch.Tensor:
+        return dropout(x, keep_prob=0.5, generator=seeded())
+
+    y = f(x)
+    (gradient,) = torch.autograd.grad(y, x, v, create_graph=True)
+    (second,) = torch.autograd.grad(gradient, v, torch.ones_like(v))
+    _, tangent = torch.func.jvp(f, (x.detach(),), (torch.ones(size, dtype=torch.float64),))
+    for other in (gradient, second, tangent):
+        assert torch.equal(other, y)
+
+
+def test_vmap_draws_for_each_sample_or_once():
+    x = torch.ones(64, 64)
+    for randomness, same in (("different", False), ("same", True)):
+        y = torch.vmap(lambda row: dropout(row, keep_prob=0.5), randomness=randomness)(x)
+        assert bool((y == y[0]).all()) == same
+
+
+def test_compiled_draws_what_eager_draws():
+    x = torch.randn(5, 7)
+    compiled = torch.compile(lambda x: dropout(x, keep_prob=0.7), fullgraph=True, backend="aot_eager")
+    torch.manual_seed(0)
+    expected = dropout(x, keep_prob=0.7)
+    torch.manual_seed(0)
+    assert torch.equal(compiled(x), expected)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the import of Inductor gives one of torch's own
+def test_compiled_by_inductor_keeps_the_law():
+    x = torch.ones(40_000, requires_grad=True)
+    y = torch.compile(lambda x: dropout(x, keep_prob=0.7), fullgraph=True)(x)
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert_close(gradient, y.detach())
+    shares = (y != 0).view(-1, 4).double().mean(0)
+    assert ((shares - 0.7).abs() < 5 * (0.21 / 10_000) ** 0.5).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_rounds_once(dtype: torch.dtype):
+    # 1/p itself, rounded to half precision before the product, would bias every value.
+    x = torch.full((4096,), 1.2345).to(dtype)
+    y = dropout(x, keep_prob=0.7, generator=seeded())
+    scale = 65536 / random_mask.realised_count(0.7)
+    assert set(y.unique().tolist()) == {0.0, (x[0].double() * scale).to(dtype).item()}
+
+
+def test_a_dropped_nan_is_still_nan():
+    y = dropout(torch.full((100,), torch.nan), keep_prob=0.5)
+    assert y.isnan().all()
+
+
+def test_bad_arguments_are_refused():
+    x = torch.ones(3)
+    for keep_prob in (0.0, -0.1, 1.5, float("nan")):
+        with pytest.raises(ValueError, match=r"keep_prob must lie in \(0, 1\], got .*; it is the share kept, 1 - p of"):
+            dropout(x, keep_prob=keep_prob)
+    with pytest.raises(TypeError, match=r"keep_prob must be a number in \(0, 1\], got str '0\.5'"):
+        dropout(x, keep_prob="0.5")
+    with pytest.raises(TypeError, match=r"generator must be a torch\.Generator or None, got int 3"):
+        dropout(x, keep_prob=0.5, generator=3)
+    with pytest.raises(ValueError, match=r"generator must live on the tensor's device meta, got one on cpu"):
+        dropout(x.to("meta"), keep_prob=0.5, generator=seeded())
+    with pytest.raises(TypeError, match="takes 1 positional argument"):
+        dropout(x, 0.5)
