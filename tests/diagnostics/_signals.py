@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -11,22 +12,22 @@ from torchnotes.diagnostics.records import LayerSignal, Moments
 
 
 def moments(x: Tensor) -> Moments:
-    values = x.detach().double().flatten()
-    finite = values[values.isfinite()]
-    if not finite.numel():
-        return Moments(values.numel(), *[math.nan] * 5, 0.0, None, values.numel())
-    scale = finite.abs().max().item()
-    rms = scale * (finite / scale).square().mean().sqrt().item() if scale > 0 else 0.0
+    values = x.detach().numpy().astype(np.float64).ravel()
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return Moments(values.size, *[math.nan] * 5, 0.0, None, values.size)
+    scale = float(np.abs(finite).max())
+    rms = scale * math.sqrt(np.square(finite / scale).mean()) if scale > 0 else 0.0
     return Moments(
-        count=values.numel(),
+        count=values.size,
         log10_rms=math.log10(rms) if rms > 0 else -math.inf,
         rms=rms,
-        mean=finite.mean().item(),
-        std=finite.std(correction=0).item(),
+        mean=float(finite.mean()),
+        std=float(finite.std()),
         max_abs=scale,
-        share_zero=(values == 0).double().mean().item(),
+        share_zero=float((values == 0).mean()),
         share_saturated=None,
-        nonfinite=values.numel() - finite.numel(),
+        nonfinite=values.size - finite.size,
     )
 
 
@@ -81,7 +82,7 @@ def mlp(depth: int, width: int, activation: type[nn.Module] | None, variance: fl
     generator = torch.Generator().manual_seed(seed)
     modules: list[nn.Module] = []
     for index in range(depth):
-        layer = nn.Linear(width, width, bias=False)
+        layer = nn.utils.skip_init(nn.Linear, width, width, bias=False)
         with torch.no_grad():
             layer.weight.normal_(0.0, math.sqrt(variance / width), generator=generator)
         modules.append(layer)

@@ -25,6 +25,7 @@ import numpy as np
 
 from torchnotes.diagnostics import fluctuation, verdict_profile
 from torchnotes.diagnostics.growth import growth_per_layer
+from torchnotes.diagnostics.prescription import prescribe
 from torchnotes.diagnostics.records import Direction, Finding, LayerSignal, State, Verdict
 from torchnotes.diagnostics.theory_quadrature import (
     ActivationMoments,
@@ -52,7 +53,8 @@ def judge(layers: Sequence[LayerSignal], *, tolerance: float = TOLERANCE, sigmas
 
     Returns:
         The verdict. ``first_bad_layer`` and ``reason`` are those of the activations where these are bad, else those of
-        the gradients; ``findings`` has both. ``prescription`` is left empty: it takes the model to write one.
+        the gradients; ``findings`` has both. ``prescription`` is the cure for the former: what ails the activations
+        ails the gradients, too.
 
     Raises:
         ValueError: ``layers`` is empty.
@@ -64,11 +66,13 @@ def judge(layers: Sequence[LayerSignal], *, tolerance: float = TOLERANCE, sigmas
     if any(layer.gradient is not None for layer in layers):
         findings.append(_judge_direction(layers, steps, "backward", tolerance, sigmas))
     bad = [finding for finding in findings if finding.state != "healthy"]
+    cures = [cure for finding in bad if (cure := prescribe(layers, finding)) is not None]
     return Verdict(
         forward=findings[0].state,
         backward=findings[1].state if len(findings) > 1 else None,
         first_bad_layer=bad[0].first_bad_layer if bad else None,
         reason=" ".join(finding.reason for finding in bad or findings),
+        prescription=cures[0].text if cures else "",
         findings=tuple(findings),
     )
 
