@@ -224,3 +224,10 @@ def test_ideal_gains():
     assert ideal_gain(torch.tanh) == pytest.approx(1.0, rel=1e-4)
     assert ideal_gain(nn.SELU()) == pytest.approx(1.0, rel=1e-3)
     assert ideal_gain(torch.sigmoid) is None
+
+
+def test_the_report_carries_its_prescription_out():
+    net = _net(50, 1.0, nn.ReLU)
+    report, _ = _diagnose(net)
+    report.apply(net)
+    assert probe(net, _batch()).healthy

@@ -13,7 +13,10 @@ from torchnotes.diagnostics.growth import growth_per_layer
 from torchnotes.diagnostics.records import LayerSignal, Moments, Verdict
 
 if TYPE_CHECKING:
+    from torch import nn
     from torch.utils.tensorboard import SummaryWriter
+
+    from torchnotes.diagnostics.prescription import AppliedPrescription
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,22 @@ class SignalReport:
     def healthy(self) -> bool:
         """Whether neither direction is anything but healthy."""
         return self.verdict.healthy
+
+    def apply(self, model: nn.Module) -> AppliedPrescription:
+        """Carry the prescription out: multiply the weights by its factors, in place; see :func:`apply_prescription`.
+
+        Args:
+            model: the model that was probed.
+
+        Returns:
+            What was multiplied by what; prints as a table. Probe again to see the difference.
+
+        Raises:
+            ValueError: no factor cures it (the message says what does), or the report is healthy.
+        """
+        from torchnotes.diagnostics.prescription import apply_prescription, prescriptions
+
+        return apply_prescription(model, prescriptions(self.layers, self.verdict))
 
     def rows(self) -> list[dict[str, Any]]:
         """One flat dict for each record, numbers and words only: ``pandas.DataFrame(report.rows())``."""
