@@ -13,21 +13,6 @@ from torchnotes.ops._function import Op, may_overwrite, save
 from torchnotes.ops._reduction import accumulation_dtype
 
 
-class RunningAverage:
-    """Where the statistics of each batch go: two tensors updated in place, v ← v + step · (new − v)."""
-
-    def __init__(self, mean: Tensor, var: Tensor, step: float, unbiased: bool) -> None:
-        self.mean, self.var, self.step, self.unbiased = mean, var, step, unbiased
-
-    def update(self, mean: Tensor, var: Tensor, count: int) -> None:
-        """Take in the mean and biased variance of one batch of ``count`` values a channel."""
-        with torch.no_grad():
-            if self.unbiased:
-                var = var * (count / (count - 1))
-            self.mean.lerp_(mean.to(self.mean.dtype), self.step)
-            self.var.lerp_(var.to(self.var.dtype), self.step)
-
-
 class BatchNormFunction(Op):
     """z̃ = γ (z − μ) r + β with r = 1/√(σ² + ε), μ and σ² taken over all axes but that of the channels.
 
@@ -37,21 +22,28 @@ class BatchNormFunction(Op):
 
     @staticmethod
     def forward(
-        z: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float, running: RunningAverage | None
+        z: Tensor,  # (N, C, ...)
+        gamma: Tensor | None,  # (C,), as the following three
+        beta: Tensor | None,
+        running_mean: Tensor | None,  # updated in place
+        running_var: Tensor | None,
+        eps: float,
+        step: float,
+        unbiased: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         dtype, count = accumulation_dtype(z.dtype), _count(z)
         mean = _channel_sum(z, dtype) / count
         centred = z.to(dtype) - _column(mean, z)  # before squaring: E[z²] − μ² would cancel
         var = _channel_dot(centred, centred) / count
-        if running is not None:
-            running.update(mean, var, count)
+        if running_mean is not None and running_var is not None:
+            _update(running_mean, running_var, mean, var, count, step, unbiased)
         scale = (var + eps).rsqrt()
         y = _affine(centred, scale if gamma is None else scale * gamma, beta, overwrite=may_overwrite(z))
         return y.to(z.dtype), mean, var
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        z, gamma, beta, ctx.eps, _ = inputs
+        z, gamma, beta, _, _, ctx.eps, _, _ = inputs
         _, mean, var = output
         save(ctx, z, gamma, mean, var)
         ctx.beta_dtype = None if beta is None else beta.dtype
@@ -69,7 +61,7 @@ class BatchNormFunction(Op):
         constant = mean.new_zeros(()) if grad_mean is None else grad_mean / count  # ∂μ/∂z = 1/m
         slope = mean.new_zeros(()) if grad_var is None else grad_var * (2 / count)  # ∂σ²/∂z = 2 (z − μ)/m
         if grad_y is None:
-            return _affine(centred, slope, constant).to(z.dtype), None, None, None, None
+            return _affine(centred, slope, constant).to(z.dtype), *[None] * 7
         g = grad_y.to(dtype)
         r = (var + ctx.eps).rsqrt()
         factor = r if gamma is None else r * gamma.to(dtype)
@@ -88,8 +80,7 @@ class BatchNormFunction(Op):
             grad_z,
             None if gamma is None else grad_gamma.to(gamma.dtype),
             None if ctx.beta_dtype is None else grad_beta.to(ctx.beta_dtype),
-            None,
-            None,
+            *[None] * 5,
         )
 
     @staticmethod
@@ -159,6 +150,16 @@ class FixedNormFunction(Op):
         if dbeta is not None:
             terms.append(_column(dbeta, z).expand_as(z))
         return sum(terms[1:], start=terms[0]).to(z.dtype)
+
+
+def _update(
+    running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, count: int, step: float, unbiased: bool
+) -> None:
+    """v ← v + step · (new − v) for the statistics of a batch of ``count`` numbers a channel."""
+    if unbiased:
+        var = var * (count / (count - 1))
+    running_mean.lerp_(mean.to(running_mean.dtype), step)
+    running_var.lerp_(var.to(running_var.dtype), step)
 
 
 def _count(z: Tensor) -> int:
@@ -293,17 +294,15 @@ def batch_norm(
             f"Expected more than 1 value per channel when training, got input size {tuple(input.shape)}; "
             "use a larger batch, or training=False."
         )
-    running = None
-    if running_mean is not None and running_var is not None:
-        if average is not None:
-            check_in_range(average, "average", 0.0, 1.0, remedy="0.9 averages over about ten batches")
-        step = momentum if average is None else 1 - average
-        running = RunningAverage(running_mean, running_var, step, unbiased=average is None)
+    if average is not None:
+        check_in_range(average, "average", 0.0, 1.0, remedy="0.9 averages over about ten batches")
+    step, unbiased = (momentum, True) if average is None else (1 - average, False)
     # A compiled graph takes no update inside the op; a torch.func transform takes none outside it.
-    inside = running if not torch.compiler.is_compiling() else None
-    y, mean, var = BatchNormFunction.call(input, weight, bias, eps, inside)
-    if running is not None and inside is None:
-        running.update(mean.detach(), var.detach(), _count(input))
+    inside = (running_mean, running_var) if not torch.compiler.is_compiling() else (None, None)
+    y, mean, var = BatchNormFunction.call(input, weight, bias, *inside, eps, step, unbiased)
+    if torch.compiler.is_compiling() and running_mean is not None and running_var is not None:
+        with torch.no_grad():
+            _update(running_mean, running_var, mean, var, _count(input), step, unbiased)
     return y
 
 

@@ -68,7 +68,7 @@ class CrossEntropyFunction(Op):
                 grad_z = grad_z.sub_(everywhere if weight is None else everywhere * weight)
         if grad_yhat is not None:  # only where the backward itself is differentiated: through the softmax
             through = yhat * grad_yhat
-            through = through.addcmul_(yhat, through.sum(dim, keepdim=True), value=-1)
+            through = torch.addcmul(through, yhat, through.sum(dim, keepdim=True), value=-1)
             grad_z = through if grad_z is None else grad_z + through
         return grad_z, None, None, None, None, None, None, None
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchnotes._checks import check_floating, check_tensor, describe
-from torchnotes.ops._function import Op, save
+from torchnotes.ops._function import Op, may_overwrite, save
 
 
 class SoftmaxFunction(Op):
@@ -40,7 +40,8 @@ class SoftmaxFunction(Op):
 def _jacobian_product(y: Tensor, v: Tensor, dim: int) -> Tensor:
     """(diag(y) − y yᵀ) v, without the matrix."""
     vy = v * y
-    return vy.addcmul_(y, vy.sum(dim, keepdim=True), value=-1)
+    total = vy.sum(dim, keepdim=True)
+    return torch.addcmul(vy, y, total, value=-1, out=vy if may_overwrite(v) else None)
 
 
 def softmax(input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor:
