@@ -155,7 +155,7 @@ class FixedNormFunction(Op):
 def _update(
     running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, count: int, step: float, unbiased: bool
 ) -> None:
-    """v ← v + step · (new − v) for the statistics of a batch of ``count`` numbers a channel."""
+    """Move each: v ← v + step · (new − v), for the statistics of a batch of ``count`` numbers a channel."""
     if unbiased:
         var = var * (count / (count - 1))
     running_mean.lerp_(mean.to(running_mean.dtype), step)
