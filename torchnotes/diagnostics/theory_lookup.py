@@ -96,7 +96,9 @@ def _dense(name: str, module: nn.Module, x: Tensor, y: Tensor) -> list[Step] | N
         return found
     # One module that is linear map, activation and dropout.
     activation = getattr(module, "activation", None)
-    if isinstance(activation, str):
+    if activation == "leaky_relu":
+        activation = nn.LeakyReLU(float(vars(module)["negative_slope"]))
+    elif isinstance(activation, str):
         activation = getattr(torch.nn.functional, activation, None)
     if activation is not None:
         if not is_elementwise(activation):

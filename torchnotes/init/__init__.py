@@ -1,5 +1,8 @@
 """Initialisation: the notes' schemes for one weight, and a whole network initialised by what follows each layer."""
 
+from torchnotes.init.calibration import CalibratedLayer as CalibratedLayer
+from torchnotes.init.calibration import CalibrationReport as CalibrationReport
+from torchnotes.init.calibration import calibrate_ as calibrate_
 from torchnotes.init.fills import he_normal_ as he_normal_
 from torchnotes.init.fills import lecun_normal_ as lecun_normal_
 from torchnotes.init.fills import small_normal_ as small_normal_
@@ -16,6 +19,9 @@ __all__ = [
     "he_normal_",
     "xavier_normal_",
     "initialize_",
+    "calibrate_",
     "InitReport",
     "AppliedInit",
+    "CalibrationReport",
+    "CalibratedLayer",
 ]
