@@ -23,6 +23,9 @@ from torchnotes.gradcheck import check_function
         (lambda x: (x.sin(), [x.cos()], {"k": x.exp()}), (randn(3),)),
         (torch.fft.rfft, (randn(6),)),
         (lambda x: x**3, (torch.tensor(1.0),)),
+        (torch.exp, (torch.empty(0, 3),)),
+        (lambda x: F.layer_norm(x, (1,)), (randn(4, 1),)),  # the gradient is 0: round-off of terms near 300
+        (torch.matrix_exp, (randn(3, 3),)),
         (torch.gather, (randn(3, 4), 1, torch.tensor([[0, 1], [2, 2], [3, 0]]))),
     ],
 )
@@ -103,6 +106,12 @@ def test_inputs_are_left_alone():
     assert x.dtype == torch.float32
 
 
+def test_outputs_marked_non_differentiable_are_left_out():
+    report = check_function(lambda x: torch.native_layer_norm(x, (3,), None, None, 1e-5), randn(4, 3))
+    assert report.verdict == "correct"
+    assert "2 outputs that carry no gradient were left out" in report.notes
+
+
 def test_a_module_is_checked_with_its_parameters():
     layer = nn.Linear(3, 2)
     report = check_function(layer, randn(4, 3))
@@ -180,11 +189,17 @@ def test_the_first_error_is_reported_when_backward_raises():
             torch.abs,
             (torch.arange(3),),
             TypeError,
-            r"must be given a non-empty floating-point tensor.*int64.*\.double\(\)",
+            r"must be given a floating-point tensor.*int64.*\.double\(\)",
         ),
         (torch.abs, (), TypeError, r"floating-point tensor to differentiate, got no inputs"),
         (torch.abs, (torch.ones(2, dtype=torch.complex64),), TypeError, r"inputs must be real.*view_as_real"),
         (torch.log, (torch.tensor([-1.0, 1.0]),), ValueError, r"must return finite numbers, got 1 of 2.*domain"),
+        (
+            torch.Tensor.to_dense,
+            (torch.eye(2).to_sparse(),),
+            TypeError,
+            r"inputs must be dense, got .*sparse_coo.*to_dense",
+        ),
         (lambda x: x.argmax(), (torch.ones(2),), ValueError, r"at least one floating-point tensor, got none"),
         (3, (torch.ones(2),), TypeError, r"fn must be callable, got int 3"),
     ],

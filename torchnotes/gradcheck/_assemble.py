@@ -78,6 +78,8 @@ def parameter_report(evidence: Evidence, theta: Tensor, context: Context) -> tup
 
 def _worst_entries(evidence: Evidence, row: int) -> tuple[Entry, ...]:
     exact, approx = evidence.exact[row], evidence.approx[row]
+    if not exact.numel():
+        return ()
     error = torch.nan_to_num((approx - exact).abs(), nan=math.inf)
     # Entries known to be wrong come before larger differences that were explained.
     order = torch.argsort(

@@ -63,12 +63,19 @@ def gather(lens: Lens, t: int, exact: Tensor) -> Evidence:
     """
     evaluator, loop, eps, generator = lens.evaluator, lens.loop, lens.eps, lens.generator
     tensor = evaluator.objective.tensors[t]
+    if not tensor.numel():
+        return _vacuous(evaluator.objective.names[t], tensor, exact, eps)
     entries = torch.arange(tensor.numel(), device=tensor.device)
-    some = entries[torch.randperm(len(entries), generator=generator)[:SAMPLE].to(tensor.device)]
+    finite = torch.isfinite(tensor.detach().reshape(-1))
+    if not bool(finite.any()):
+        return _vacuous(evaluator.objective.names[t], tensor, exact, eps)
+    choice = entries[finite]
+    some = choice[torch.randperm(len(choice), generator=generator)[:SAMPLE].to(tensor.device)]
     sigma = measure.noise(evaluator, t, some, eps, loop.base)
     rungs = measure.ladder(evaluator, t, some, eps, sigma)
     step = measure.given_step(rungs, eps, sigma)
     first = measure.derivative(evaluator, t, entries, eps, step.stencil)
+    first[:, ~finite] = exact[:, ~finite]  # an infinite entry has no neighbours to take a difference with
     nothing = torch.zeros_like(entries, dtype=torch.bool)
     evidence = Evidence(
         evaluator.objective.names[t], tensor.shape, exact, first, step, first.clone(), step, sigma,
@@ -77,10 +84,18 @@ def gather(lens: Lens, t: int, exact: Tensor) -> Evidence:
     if _needs_better(evidence):
         better = measure.better_step(rungs, sigma, 0.01 * RIGHT * exact.square().mean(1).sqrt())
         if float((better.error / step.error).max()) < 0.25:
-            evidence.approx = measure.derivative(evaluator, t, entries, better.eps, better.stencil)
+            again = measure.derivative(evaluator, t, entries, better.eps, better.stencil)
+            evidence.approx = torch.where(finite, again, first)
             evidence.step = better
     _look_closer(evidence, lens, t)
     return evidence
+
+
+def _vacuous(name: str, tensor: Tensor, exact: Tensor, eps: float) -> Evidence:
+    nothing = torch.zeros(tensor.numel(), dtype=torch.bool, device=tensor.device)
+    zero = torch.zeros(len(exact), dtype=torch.float64, device=tensor.device)
+    step = measure.Step("central", eps, zero, zero)
+    return Evidence(name, tensor.shape, exact, exact, step, exact, step, zero, nothing, nothing, nothing, nothing)
 
 
 def _needs_better(evidence: Evidence) -> bool:

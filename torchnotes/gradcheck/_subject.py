@@ -21,6 +21,7 @@ class Subject:
 
     Attributes:
         names: the name of every tensor of θ.
+        random: the random states every evaluation starts from.
         values: their float64 values, leaves that require grad.
     """
 
@@ -33,11 +34,12 @@ class Subject:
         *,
         convert: bool = True,
     ) -> None:
-        self._fn, self._random = fn, random
+        self._fn, self.random = fn, random
         leaves, self._spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
         self._leaves: list[NestLeaf] = [_double(leaf) if convert else leaf for leaf in leaves]
         self._places = _differentiable(leaves)
         self.names = [_place_name(k, leaves, args, kwargs) for k in self._places]
+        self.kept: list[int] | None = None
         self._parameters: list[str] = []
         self._buffers: list[tuple[Tensor, Tensor]] = []
         if isinstance(fn, nn.Module):
@@ -51,7 +53,7 @@ class Subject:
 
     def __call__(self, values: Sequence[Tensor]) -> list[Tensor]:
         """The outputs that carry a gradient, as real float64 tensors, under the frozen random states."""
-        self._random.replay()
+        self.random.replay()
         for buffer, kept in self._buffers:
             with torch.no_grad():
                 buffer.copy_(kept)
@@ -64,7 +66,21 @@ class Subject:
             out = functional_call(self._fn, own, args, kwargs)  # type: ignore[arg-type]
         else:
             out = self._fn(*args, **kwargs)
-        return [_real(o) for o in pytree.tree_leaves(out) if isinstance(o, Tensor) and _continuous(o)]
+        outputs = [_real(o) for o in pytree.tree_leaves(out) if isinstance(o, Tensor) and _continuous(o)]
+        return outputs if self.kept is None else [outputs[k] for k in self.kept]
+
+    def leave_out_constants(self) -> int:
+        """Leave out outputs that carry no gradient where others do (mean and variance beside a norm), from now on.
+
+        Returns:
+            How many were left out.
+        """
+        outputs = self(self.values)
+        live = [k for k, o in enumerate(outputs) if o.requires_grad]
+        if live and len(live) < len(outputs):
+            self.kept = live
+            return len(outputs) - len(live)
+        return 0
 
     def flat(self, values: Sequence[Tensor]) -> Tensor:
         """All outputs joined into one vector."""
@@ -86,6 +102,11 @@ def _real(value: Tensor) -> Tensor:
 
 
 def _double(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor) and leaf.layout != torch.strided:
+        raise TypeError(
+            f"inputs must be dense, got a tensor of layout {leaf.layout}; pass tensor.to_dense() to a function "
+            "that makes it sparse again."
+        )
     if isinstance(leaf, Tensor) and leaf.is_complex():
         raise TypeError(
             f"inputs must be real, got {describe(leaf)}; pass torch.view_as_real(input) "

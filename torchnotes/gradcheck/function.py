@@ -113,11 +113,10 @@ def _check_arguments(fn: object, inputs: Sequence[Any], eps: float) -> None:
 
 
 def _refuse_constants(subject: Subject, inputs: Sequence[Any]) -> None:
-    if not any(v.numel() for v in subject.values):
+    if not subject.values:
         got = ", ".join(describe(i) for i in inputs) or "no inputs"
         raise TypeError(
-            f"fn must be given a non-empty floating-point tensor to differentiate, got {got}; "
-            "convert integers with .double()."
+            f"fn must be given a floating-point tensor to differentiate, got {got}; convert integers with .double()."
         )
 
 
@@ -134,8 +133,10 @@ def _check_subject(
 ) -> GradientReport:
     generator = torch.Generator().manual_seed(seed)
     objective = Objective(subject.names, subject.values, lambda: subject.flat(subject.values), random)
+    left_out = subject.leave_out_constants()
     y, drawn = objective.prepare()
     notes = ["fn draws random numbers: they were held fixed in every evaluation"] if drawn else []
+    notes += [f"{left_out} outputs that carry no gradient were left out"] if left_out else []
     _refuse_unusable(objective, y)
     count = 1 if y.numel() == 1 else COTANGENTS
     objective.rows = torch.randn(count, y.numel(), generator=generator, dtype=torch.float64).to(y.device)
