@@ -147,6 +147,11 @@ def test_non_finite_values_are_named_where_they_begin():
     assert "an overflow" in verdict.reason
 
 
+def test_a_slow_explosion_of_a_linear_net_is_told_from_chance():
+    # 1.1^49 is 2 decades; the identity's κ of 2 allows 1 + 3 √(2·50/32)/2 ln 10 = 2.15 at width 32 and 1.6 at 128.
+    assert judge(signals(mlp(60, 128, None, 1.21, 0), _batch(128))).forward == "exploding"
+
+
 def test_forward_only_gives_no_word_on_gradients():
     records = [replace(r, gradient=None) for r in signals(mlp(5, 64, nn.ReLU, 2.0, 0), _batch(64))]
     verdict = judge(records)

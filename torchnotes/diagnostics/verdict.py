@@ -18,6 +18,7 @@ it goes, where an exponential never does; the reason gives the exponent.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -39,6 +40,7 @@ TOLERANCE = 1.0
 SIGMAS = 3.0
 LIMIT = 3.0
 
+_IDENTITY = 2.0  # κ of the identity: E z⁴/(E z²)² − 1
 _Cache = dict[tuple[str, str, int | None, int], ActivationMoments | None]
 _NAMES = {"forward": "activations", "backward": "gradients"}
 
@@ -185,11 +187,14 @@ def fluctuation_steps(layers: Sequence[LayerSignal]) -> dict[str, fluctuation.St
     """What each weight layer contributes to the fluctuation, by label.
 
     The activation's constants are integrated at the scale that was measured before it. Where no activation module
-    followed (it may be a function call, which leaves no record) ReLU's are taken, the largest of the usual ones.
+    followed it may have been a function call, which leaves no record: ReLU's constants are taken, the largest of the
+    usual ones, unless the layers pass on exactly what their weights make of it, as nothing but the identity does.
     """
-    cache: _Cache = {}
+    cache: _IDENTITY = 2.0  # κ of the identity: E z⁴/(E z²)² − 1
+_Cache = {}
     steps: dict[str, fluctuation.Step] = {}
     heads = verdict_profile.spine(layers)
+    unseen = _IDENTITY if _nothing_between(heads) else fluctuation.RELU_KURTOSIS
     for head, following in zip(heads, [*heads[1:], None], strict=True):
         end = following.order if following is not None else math.inf
         group = [layer for layer in layers if head.order < layer.order < end]
@@ -203,7 +208,7 @@ def fluctuation_steps(layers: Sequence[LayerSignal]) -> dict[str, fluctuation.St
                 break
             before = layer
         if moments is None or not math.isfinite(moments.kurtosis) or not math.isfinite(moments.slope_kurtosis):
-            steps[head.label] = fluctuation.Step(width, response=0.0 if normalized else 1.0)
+            steps[head.label] = fluctuation.Step(width, unseen, unseen, response=0.0 if normalized else 1.0)
         else:
             steps[head.label] = fluctuation.Step(
                 width,
@@ -213,6 +218,17 @@ def fluctuation_steps(layers: Sequence[LayerSignal]) -> dict[str, fluctuation.St
                 0.0 if normalized else moments.slope_response,
             )
     return steps
+
+
+def _nothing_between(heads: Sequence[LayerSignal]) -> bool:
+    """Whether rms(z) = √(n E w²) · rms(z before), to 5 % in the median: no function takes its share."""
+    shares = []
+    for before, head in itertools.pairwise(heads):
+        if head.weight is not None and head.fan_in:
+            gain = head.weight.log10_rms + 0.5 * math.log10(head.fan_in)
+            shares.append(head.activation.log10_rms - before.activation.log10_rms - gain)
+    known = [share for share in shares if math.isfinite(share)]
+    return bool(known) and abs(float(np.median(known))) < math.log10(1.05)
 
 
 def _width(layer: LayerSignal) -> int:
