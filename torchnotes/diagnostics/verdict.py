@@ -190,8 +190,7 @@ def fluctuation_steps(layers: Sequence[LayerSignal]) -> dict[str, fluctuation.St
     followed it may have been a function call, which leaves no record: ReLU's constants are taken, the largest of the
     usual ones, unless the layers pass on exactly what their weights make of it, as nothing but the identity does.
     """
-    cache: _IDENTITY = 2.0  # κ of the identity: E z⁴/(E z²)² − 1
-_Cache = {}
+    cache: _Cache = {}
     steps: dict[str, fluctuation.Step] = {}
     heads = verdict_profile.spine(layers)
     unseen = _IDENTITY if _nothing_between(heads) else fluctuation.RELU_KURTOSIS
