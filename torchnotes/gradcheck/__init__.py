@@ -8,5 +8,7 @@ from .check import check_gradients as check_gradients
 from .compare import gradient_ratio as gradient_ratio
 from .differences import numerical_gradient as numerical_gradient
 from .function import check_function as check_function
+from .recheck import GradcheckInTrainingWarning as GradcheckInTrainingWarning
+from .recheck import recheck_after as recheck_after
 from .report import GradientMismatch as GradientMismatch
 from .report import GradientReport as GradientReport

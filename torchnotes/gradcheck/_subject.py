@@ -98,7 +98,7 @@ def _continuous(value: Tensor) -> bool:
 
 
 def _real(value: Tensor) -> Tensor:
-    return torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
+    return torch.stack((value.real, value.imag), -1) if value.is_complex() else value
 
 
 def _double(leaf: Any) -> Any:

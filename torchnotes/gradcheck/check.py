@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,8 @@ from torchnotes._checks import check_in_range, describe
 from torchnotes.gradcheck._assemble import Context, assemble
 from torchnotes.gradcheck._batched import BatchEvaluator, agrees, model_batch
 from torchnotes.gradcheck._chain import ChainEvaluator, chain_of
+from torchnotes.gradcheck._directions import Probe
+from torchnotes.gradcheck._distributed import refuse_unlike, shared
 from torchnotes.gradcheck._evaluate import Evaluator, LoopEvaluator
 from torchnotes.gradcheck._judge import Evidence, Lens, gather
 from torchnotes.gradcheck._modules import check_modules
@@ -29,8 +32,13 @@ from torchnotes.gradcheck._objective import (
     tensors_in,
     to_double,
 )
+from torchnotes.gradcheck._progress import Progress, Watched
+from torchnotes.gradcheck._progress import progress as show_progress
+from torchnotes.gradcheck._projected import check_projected
 from torchnotes.gradcheck._state import Dropout, dropout_mode, preserved
+from torchnotes.gradcheck.compare import worst_verdict
 from torchnotes.gradcheck.function import check_function
+from torchnotes.gradcheck.recheck import warn_if_training
 from torchnotes.gradcheck.report import Finding, GradientMismatch, GradientReport
 
 Method = Literal["exact", "projected"]
@@ -47,9 +55,11 @@ def check_gradients(
     method: Method = "exact",
     dropout: Dropout = "frozen",
     parameters: Sequence[str] | None = None,
-    modules: bool = True,
+    modules: bool | None = None,
+    max_evaluations: int = 400,
     max_memory: int = 256 << 20,
     generators: Sequence[torch.Generator] = (),
+    progress: bool | None = None,
     seed: int = 0,
 ) -> GradientReport:
     """Check the gradient of a model's cost J against numerical differences, parameter by parameter.
@@ -69,13 +79,17 @@ def check_gradients(
         target: passed to the loss as its second argument; None if the loss takes only the output.
         loss: ``loss(output, target)`` returning a scalar; None if the model itself returns the cost.
         penalty: ``penalty(model)`` returning a scalar, checked by itself as well as within J.
-        eps: the ε of the notes' ratio.
-        method: ``"exact"`` takes a difference at every coordinate.
+        eps: the ε of the notes' ratio; a projected check chooses its own, and reports it.
+        method: ``"exact"`` takes a difference at every coordinate; ``"projected"`` along random directions, for models
+            too large for that, and finds wrong entries by group testing.
         dropout: ``"frozen"`` holds every mask fixed, ``"off"`` switches dropout off (keep_prob 1).
         parameters: names of parameters, or of modules, to which the check is confined; None for all.
-        modules: whether to check each module's own backward too, at the input it saw, so as to name the culprit.
+        modules: whether to check each module's own backward too, at the input it saw, so as to name the culprit;
+            by default with ``"exact"``.
+        max_evaluations: evaluations of J after which a projected check stops searching.
         max_memory: bytes that evaluations taken together may hold at once.
         generators: random generators that J draws from, beyond the default ones and those kept on modules.
+        progress: whether to show a progress bar beyond two seconds; by default where standard error is a terminal.
         seed: chooses the entries at which errors are sampled.
 
     Returns:
@@ -97,6 +111,7 @@ def check_gradients(
     """
     _check_arguments(model, eps, method)
     start = time.perf_counter()
+    warn_if_training(model)
     original = Cost(model, loss, penalty)
     refuse_complex(original, inputs)
     with ExitStack() as stack:
@@ -113,8 +128,23 @@ def check_gradients(
         )
         objective.rows = objective.rows.to(device)
         names = ["J", "data cost", "penalty"] if separate else ["J"]
-        findings, culprits = _modules(cost, objective, seed) if modules else ([], [])
-        evidences, used = _exact(objective, y, eps, seed, lambda: _evaluators(cost, objective, y, data, max_memory))
+        wanted = method == "exact" if modules is None else modules
+        findings, culprits = _modules(cost, objective, seed) if wanted else ([], [])
+        if method == "projected":
+            report = _projected(objective, y, seed, max_memory, max_evaluations)
+            return replace(
+                report,
+                verdict=worst_verdict([report.verdict, *(f.verdict for f in findings)]),
+                modules=tuple(findings),
+                culprits=tuple(culprits),
+                notes=(*report.notes, *notes),
+                seconds=time.perf_counter() - start,
+            )
+        refuse_unlike(objective.tensors)
+        count = 4 * sum(t.numel() for t in objective.tensors)
+        with show_progress(count, progress) as display:
+            candidates = _evaluators(cost, objective, y, data, max_memory)
+            evidences, used = _exact(objective, y, eps, seed, candidates, display)
         context = Context(
             eps, f"{method} ({used})", names, (objective.rows @ y.detach()).tolist(), _sizes(inputs), objective.tensors,
             penalty_row=2 if separate else None, separate=separate,
@@ -185,15 +215,15 @@ def _evaluators(cost: Cost, objective: Objective, y: Tensor, data: tuple[Any, An
 
 
 def _exact(
-    objective: Objective, y: Tensor, eps: float, seed: int, faster: Callable[[], Iterator[Evaluator]]
+    objective: Objective, y: Tensor, eps: float, seed: int, faster: Iterator[Evaluator], display: Progress
 ) -> tuple[list[Evidence], str]:
     """Every coordinate of every tensor, by the fastest evaluator that agrees with the plain loop."""
     exact = objective.gradients(y)
     loop = LoopEvaluator(objective, y)
     generator = torch.Generator().manual_seed(seed)
     _refuse_absent(objective, loop, exact)
-    evaluator = next((e for e in faster() if agrees(e, loop, generator)), loop)
-    lens = Lens(evaluator, loop, eps, generator)
+    evaluator = shared(next((e for e in faster if agrees(e, loop, generator)), loop))
+    lens = Lens(Watched(evaluator, display), loop, eps, generator)
     evidences = []
     for t, tensor in enumerate(objective.tensors):
         rows = [g[t] for g in exact]
@@ -202,6 +232,17 @@ def _exact(
         evidence.detached = all(g is None for g in rows)
         evidences.append(evidence)
     return evidences, evaluator.name
+
+
+def _projected(objective: Objective, y: Tensor, seed: int, memory: int, budget: int) -> GradientReport:
+    """Along random directions."""
+    objective.rows = objective.rows[:1]
+    (exact,) = objective.gradients(y)
+    objective.evaluations += 2  # a backward pass costs about two forward passes
+    _refuse_absent(objective, LoopEvaluator(objective, y), [exact])
+    given = [torch.zeros_like(t) if g is None else g for g, t in zip(exact, objective.tensors, strict=True)]
+    base = float(objective.rows[0] @ y.detach())
+    return check_projected(Probe(objective, base, given, seed, memory), budget)
 
 
 def _flat(gradient: Tensor | None, tensor: Tensor) -> Tensor:
