@@ -5,95 +5,125 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from torchnotes._checks import check_floating, check_in_range, check_tensor, describe
-from torchnotes.ops._function import Op, save
+from torchnotes.ops._function import Op, may_overwrite, save
 from torchnotes.ops._reduction import accumulation_dtype, check_reduction, reduce_losses
+from torchnotes.ops.kernels._dispatch import chosen
 
 
 class CrossEntropyFunction(Op):
-    """L_i = share_i · (−log ŷ_y) + floor_i · Σ_c w_c (−log ŷ_c), ŷ = softmax(z), y the class index.
+    """L = Σ_i (share_i · (−log ŷ_iy) + floor_i · Σ_c w_c (−log ŷ_ic)), ŷ = softmax(z), y the class index.
 
-    ŷ is the second output: it depends on z, so its gradient counts when the backward is differentiated again. Of the
-    size of z nothing else is kept.
+    log ŷ is the second output: it depends on z, so its gradient counts when the backward is differentiated again. Of
+    the size of z nothing else is kept.
     """
 
     autocast = "float32"
 
     @staticmethod
     def forward(
-        z: Tensor,  # (N, C, ...), or (C,) with dim = 0; those below (N, ...)
-        index: Tensor,
-        ignored: Tensor,
-        share: Tensor,
-        floor: Tensor | None,
-        weight: Tensor | None,  # (C, 1, ...)
+        z: Tensor,  # (N, C, ...) with dim = 1, or (C,) with dim = 0
+        target: Tensor,  # (N, ...)
+        weight: Tensor | None,  # (C,)
+        ignore_index: int,
+        reduction: str,
+        smoothing: float,
         dim: int,
-        summed: bool,
     ) -> tuple[Tensor, Tensor]:
-        yhat = torch.softmax(z, dim)
-        # −log ŷ_y = log s + max z − z_y with s = Σ_c e^{z_c − max z}, and 1/s is the largest ŷ. (ŷ_y itself may be 0.)
-        log_s = yhat.amax(dim).to(share.dtype).log().neg()
-        top = z.amax(dim)
-        loss = log_s + (top - z.gather(dim, index.unsqueeze(dim)).squeeze(dim))
-        loss = loss * share
-        if floor is not None:
-            below = top.unsqueeze(dim) - z
-            loss = loss + floor * (_dot(below, weight, dim) + log_s * _total(weight, z.shape[dim]))
-        loss = loss.masked_fill(ignored, 0)  # an ignored sample may hold NaN, and NaN · 0 is NaN
-        return (loss.sum() if summed else loss).to(z.dtype), yhat
+        log_yhat = torch.log_softmax(z, dim)
+        # −w_y log ŷ_y, then the sum or the weighted mean; ignored samples left out, NaN among them or not
+        loss = F.nll_loss(log_yhat, target, weight, ignore_index=ignore_index, reduction=reduction)
+        if smoothing:
+            _, _, floor = class_shares(target, weight, ignore_index, reduction, smoothing, z, dim)
+            assert floor is not None
+            rest = _weighted(log_yhat, weight, dim).sum(dim).masked_fill(target == ignore_index, 0) * floor
+            loss = (1 - smoothing) * loss - (rest if reduction == "none" else rest.sum())
+        return loss.to(z.dtype), log_yhat
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        _, index, _, share, floor, weight, ctx.dim, ctx.summed = inputs
-        save(ctx, output[1], index, share, floor, weight)
+        _, target, weight, *ctx.options = inputs
+        save(ctx, output[1], target, weight)
         if not torch.compiler.is_compiling():  # the compiler knows no such method; the zeros it makes are fused away
             ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor | None, grad_yhat: Tensor | None) -> tuple[Tensor | None, ...]:
-        yhat, index, share, floor, weight = ctx.saved_tensors
-        dim = ctx.dim
-        grad_z = None
+    def backward(ctx: Any, grad_loss: Tensor | None, grad_log: Tensor | None) -> tuple[Tensor | None, ...]:
+        log_yhat, target, weight = ctx.saved_tensors
+        ignore_index, reduction, smoothing, dim = ctx.options
+        yhat, grad_z = log_yhat.exp(), None
         if grad_loss is not None:
-            # z̄ = ŷ Σ_c q_c − q for each sample's target distribution q: share at the class y, floor · w everywhere
-            at_class = (grad_loss * share).to(yhat.dtype).unsqueeze(dim)
-            mass = at_class
-            if floor is not None:
-                everywhere = (grad_loss * floor).to(yhat.dtype).unsqueeze(dim)
-                mass = at_class + everywhere * _total(weight, yhat.shape[dim])
-            grad_z = (yhat * mass).scatter_add_(dim, index.unsqueeze(dim), at_class.neg())
-            if floor is not None:
-                grad_z = grad_z.sub_(everywhere if weight is None else everywhere * weight)
-        if grad_yhat is not None:  # only where the backward itself is differentiated: through the softmax
-            through = yhat * grad_yhat
-            through = torch.addcmul(through, yhat, through.sum(dim, keepdim=True), value=-1)
+            index, share, floor = class_shares(target, weight, ignore_index, reduction, smoothing, log_yhat, dim)
+            overwrite = grad_log is None and may_overwrite(grad_loss)
+            grad_z = logit_gradient(grad_loss, yhat, index, share, floor, weight, dim, overwrite=overwrite)
+        if grad_log is not None:  # only where the backward itself is differentiated: through the log-softmax
+            through = grad_log - yhat * grad_log.sum(dim, keepdim=True)
             grad_z = through if grad_z is None else grad_z + through
-        return grad_z, None, None, None, None, None, None, None
+        return grad_z, *[None] * 6
 
     @staticmethod
-    def jvp(ctx: Any, dz: Tensor, *others: Tensor | None) -> tuple[Tensor, Tensor]:
-        yhat, index, share, floor, weight = ctx.saved_tensors
-        dim = ctx.dim
-        if any(other is not None for other in others):
+    def jvp(ctx: Any, dz: Tensor | None, _: None, dweight: Tensor | None, *__: None) -> tuple[Tensor, Tensor]:
+        if dweight is not None or dz is None:
             raise NotImplementedError(_NO_WEIGHT_GRADIENT)
-        dyhat = yhat * dz
-        mean = dyhat.sum(dim, keepdim=True)
-        dyhat = dyhat - yhat * mean
-        mean = mean.squeeze(dim).to(share.dtype)
-        dloss = share * (mean - dz.gather(dim, index.unsqueeze(dim)).squeeze(dim))
+        log_yhat, target, weight = ctx.saved_tensors
+        ignore_index, reduction, smoothing, dim = ctx.options
+        index, share, floor = class_shares(target, weight, ignore_index, reduction, smoothing, log_yhat, dim)
+        dlog = dz - (log_yhat.exp() * dz).sum(dim, keepdim=True)
+        dloss = -share * dlog.gather(dim, index.unsqueeze(dim)).squeeze(dim)
         if floor is not None:
-            dloss = dloss + floor * (mean * _total(weight, yhat.shape[dim]) - _dot(dz, weight, dim))
-        return (dloss.sum() if ctx.summed else dloss).to(yhat.dtype), dyhat
+            dloss = dloss - floor * _weighted(dlog, weight, dim).sum(dim)
+        return (dloss if reduction == "none" else dloss.sum()).to(log_yhat.dtype), dlog
 
 
-def _dot(v: Tensor, weight: Tensor | None, dim: int) -> Tensor:
-    return v.sum(dim) if weight is None else (v * weight).sum(dim)
+def logit_gradient(
+    grad_loss: Tensor,
+    yhat: Tensor,
+    index: Tensor,
+    share: Tensor,
+    floor: Tensor | None,
+    weight: Tensor | None,
+    dim: int,
+    *,
+    overwrite: bool = False,
+) -> Tensor:
+    """z̄ = ŷ Σ_c q_c − q, where q is L̄ · share at the class y and L̄ · floor · w everywhere."""
+    at_class = (grad_loss * share).to(yhat.dtype).unsqueeze(dim)
+    mass, everywhere = at_class, None
+    if floor is not None:
+        everywhere = (grad_loss * floor).to(yhat.dtype).unsqueeze(dim)
+        mass = at_class + everywhere * (yhat.shape[dim] if weight is None else weight.sum())
+    grad_z = yhat.mul_(mass) if overwrite else yhat * mass
+    grad_z = grad_z.scatter_add_(dim, index.unsqueeze(dim), at_class.neg())
+    return grad_z if everywhere is None else grad_z.sub_(_weighted(everywhere, weight, dim))
 
 
-def _total(weight: Tensor | None, classes: int) -> Tensor | float:
-    return float(classes) if weight is None else weight.sum()
+def class_shares(
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    smoothing: float,
+    like: Tensor,
+    dim: int,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Class index, share and floor of each sample, all three 0 where it is ignored; no floor without ε."""
+    kept = target != ignore_index
+    index = target * kept
+    share = counted = kept.to(accumulation_dtype(like.dtype))
+    if weight is not None:
+        share = share * weight.to(share.dtype)[index]
+    scale = share.sum().reciprocal() if reduction == "mean" else 1.0
+    if not smoothing:
+        return index, share * scale if reduction == "mean" else share, None
+    return index, share * (scale * (1 - smoothing)), counted * (scale * (smoothing / like.shape[dim]))
+
+
+def _weighted(v: Tensor, weight: Tensor | None, dim: int) -> Tensor:
+    """V times w along the axis of the classes."""
+    return v if weight is None else v * weight.to(v.dtype).reshape([-1] + [1] * (v.dim() - dim - 1))
 
 
 class SoftCrossEntropyFunction(Op):
@@ -175,8 +205,9 @@ def cross_entropy(
     and with Σ q = 1 that is the notes' dz = ŷ − y. For a class index q has one entry, so z̄ is ŷ · L̄ with L̄ taken off
     at the class. Forward mode: L̇ = Σ_c (∂L/∂z_c) ż_c.
 
-    Saved for backward: ŷ, the class indices and one number per sample; for probabilities log ŷ and q instead. ŷ is an
-    output of the op, not a by-product, so that second derivatives pass through it: ŷ̄ goes back as in `softmax`.
+    Saved for backward: log ŷ, from which ŷ = e^{log ŷ}, with the class indices or q, and w. log ŷ is an output of the
+    op and not a by-product, so that second derivatives pass through it: what arrives there goes back as in
+    `log_softmax`.
 
     Args:
         input: z, floating point, (N, C), (C,) for a single sample, or (N, C, d1, d2, ...).
@@ -197,7 +228,7 @@ def cross_entropy(
         ValueError: the shapes of ``input`` and ``target`` or ``weight`` do not agree; ``label_smoothing`` or
             ``reduction`` is none of the above; ``ignore_index`` with probabilities; ``weight`` requires a gradient
             with class indices.
-        IndexError: a class index is not in [0, C) (on a CPU; on a GPU the kernel asserts).
+        IndexError: a class index is not in [0, C) (on a CPU; a GPU's kernel asserts it, or makes the loss NaN).
 
     Source: the notes, "multi-class classification"; SPEC A9.
 
@@ -223,32 +254,19 @@ def cross_entropy(
         target = target.reshape(())  # (1,) is taken for a single sample too, as PyTorch does
     if weight is not None and weight.requires_grad:
         raise ValueError(_NO_WEIGHT_GRADIENT)
+    loss: Tensor
+    if input.dim() == 2 and input.numel() and chosen("cross_entropy", input):
+        from torchnotes.ops.kernels import triton_cross_entropy
+
+        index, share, floor = class_shares(target.long(), weight, ignore_index, reduction, label_smoothing, input, dim)
+        return triton_cross_entropy.cross_entropy(
+            input, index, target == ignore_index, share, floor, weight, reduction != "none"
+        )
     try:
-        return _for_indices(input, target, weight, ignore_index, reduction, label_smoothing, dim)
+        loss, _ = CrossEntropyFunction.call(input, target.long(), weight, ignore_index, reduction, label_smoothing, dim)
     except (IndexError, RuntimeError):
         _explain_index(target, ignore_index, input.shape[dim])
         raise
-
-
-def _for_indices(
-    z: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, reduction: str, smoothing: float, dim: int
-) -> Tensor:
-    ignored = target == ignore_index
-    index = target.long().masked_fill(ignored, 0)
-    dtype = accumulation_dtype(z.dtype)
-    kept = ignored.logical_not().to(dtype)
-    share = kept if weight is None else kept * weight.to(dtype)[index]
-    if reduction == "mean":
-        count = share.sum()
-        share = share / count
-        kept = kept / count if smoothing and weight is not None else share
-    floor = column = None
-    if smoothing:
-        floor = kept * (smoothing / z.shape[dim])
-        share = share * (1 - smoothing)
-        column = None if weight is None else weight.to(z.dtype).reshape([-1] + [1] * (z.dim() - dim - 1))
-    loss: Tensor
-    loss, _ = CrossEntropyFunction.call(z, index, ignored, share, floor, column, dim, reduction != "none")
     return loss
 
 
