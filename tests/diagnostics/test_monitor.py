@@ -74,7 +74,13 @@ def test_the_numbers_are_the_probes():
     with SignalMonitor(net, None, every=1, sinks=[records.append]) as monitor:
         train(net, 1, monitor=monitor)
     (record,) = records
-    assert record.layers == expected.layers
+    for found, other in zip(record.layers, expected.layers, strict=True):
+        assert (found.label, found.activation, found.gradient) == (other.label, other.activation, other.gradient)
+        for part in ("weight", "weight_gradient", "bias"):  # of these a monitor takes the scale only
+            a, b = getattr(found, part), getattr(other, part)
+            assert (a is None) == (b is None)
+            if a is not None:
+                assert (a.count, a.rms, a.mean, a.nonfinite) == pytest.approx((b.count, b.rms, b.mean, b.nonfinite))
     assert record.loss == pytest.approx(expected.loss)
     assert (record.forward_growth, record.backward_growth) == (expected.forward_growth, expected.backward_growth)
 
@@ -134,8 +140,21 @@ def test_update_to_weight_ratio_of_sgd_is_known():
     for record in records:
         for layer in (layer for layer in record.layers if layer.role == "weight"):
             expected = 0.05 * layer.weight_gradient.rms / layer.weight.rms
-            # Δw is taken from weights rounded to float32: 6e-8 of w against a Δw of 1e-3 w.
+            # Δw is taken from weights rounded to float32: 6e-8 of w against a Δw of 1e-3 w. 12 rows: all are taken.
             assert record.update_ratio[f"{layer.name}.weight"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_update_to_weight_ratio_of_a_large_weight_is_estimated():
+    """From 16 of 400 rows, evenly spread."""
+    net, records = nn.Linear(800, 400, bias=False), []
+    initialize_(net, generator=seeded())
+    opt = torch.optim.SGD(net.parameters(), lr=0.05)
+    with SignalMonitor(net, None, every=1, sinks=[records.append]):
+        net.weight.grad = torch.randn(400, 800, generator=seeded(1))
+        net(torch.ones(1, 800)).sum()
+        opt.step()
+    expected = 0.05 / math.sqrt(1 / 800)
+    assert records[0].update_ratio["weight"] == pytest.approx(expected, rel=0.03)  # 12,800 entries: ±0.9 %
 
 
 def test_gradient_accumulation_measures_the_last_pass_and_the_whole_gradient():
@@ -193,13 +212,14 @@ def test_other_optimizers_do_not_count():
     assert len(records) == 2
 
 
-def test_hooks_return_at_once_on_other_steps(monkeypatch):
+def test_nothing_is_done_on_other_steps(monkeypatch):
     """Nothing is measured between logged steps: the measurements are counted."""
     from torchnotes.diagnostics import capture
 
     measured = []
-    real = capture.measure
-    monkeypatch.setattr(capture, "measure", lambda *a: measured.append(1) or real(*a))
+    for name in ("measure", "measure_scale"):
+        real = getattr(capture, name)
+        monkeypatch.setattr(capture, name, lambda *a, real=real: measured.append(1) or real(*a))
     net = make()
     counts = []
     with SignalMonitor(net, None, every=5) as monitor:
@@ -210,6 +230,8 @@ def test_hooks_return_at_once_on_other_steps(monkeypatch):
             F.cross_entropy(net(x), y).backward()
             opt.step()
             counts.append(len(measured))
+            hooked = sum(len(m._forward_hooks) for m in net.modules())
+            assert hooked == (9 if monitor.steps % 5 == 0 else 0)
     # 8 modules (the dropout included): 8 activations, 8 gradients, and 4 layers with weight, its gradient and bias.
     assert counts == [28, 0, 0, 0, 0, 28]
     assert not monitor.aside

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from torchnotes.diagnostics.moments import Pending, flat_ends, measure, resolve
+from torchnotes.diagnostics.moments import Ends, Pending, flat_ends, measure, measure_scale, resolve
 from torchnotes.diagnostics.records import Direction, LayerSignal, Moments, Role
 from torchnotes.init.following import activation_name
 from torchnotes.init.network import fans, is_layer
@@ -151,7 +151,8 @@ class Capture:
         model: any module; parts that are themselves compiled or scripted are measured from outside.
         observe: told of each output and gradient as it is recorded.
         on_error: given what was raised inside a hook; None lets it rise into the user's forward or backward.
-        training_only: ignore what runs while gradients are disabled.
+        training_only: for use beside training: stop recording when the model has returned, ignore what runs while
+            gradients are disabled, and of weights measure the scale only.
     """
 
     def __init__(
@@ -169,7 +170,7 @@ class Capture:
         self._on_error = on_error
         self._training_only = training_only
         self._handles: list[Any] = []
-        self._names: dict[int, str] = {}
+        self._known: dict[nn.Module, tuple[str, Role, Ends | None]] = {}
         self._depth = 0
         self._channel_axis = -1
         self._counts: dict[int, int] = {}
@@ -183,10 +184,12 @@ class Capture:
         self.detach()
 
     def attach(self) -> None:
-        """Put the hooks on; a second call puts them on modules that were added since."""
-        self.detach()
+        """Put the hooks on."""
+        if self._handles:
+            return
         for name, module in self.model.named_modules():
-            self._names[id(module)] = name
+            if module not in self._known:
+                self._known[module] = (name, role_of(module), flat_ends(module))
             self._handles.append(module.register_forward_hook(self._after_forward))
 
     def detach(self) -> None:
@@ -215,11 +218,13 @@ class Capture:
         pending: list[Pending | None] = []
         measured: dict[int, Pending] = {}
 
+        take = measure_scale if self._training_only else measure
+
         def once(tensor: Tensor | None) -> Pending | None:
             if tensor is None:
                 return None
             if id(tensor) not in measured:
-                measured[id(tensor)] = measure(tensor)
+                measured[id(tensor)] = take(tensor)
             return measured[id(tensor)]
 
         for call in self.calls:
@@ -237,6 +242,8 @@ class Capture:
         if self._training_only and not torch.is_grad_enabled():
             return
         self._safely(self._take, module, output)
+        if self._training_only and module is self.model and not _inside_backward():
+            self.recording = False  # the pass is over; what runs before the next one is not part of it
 
     def _safely(self, action: Callable[..., None], *args: Any) -> None:
         if self._on_error is None:
@@ -248,28 +255,30 @@ class Capture:
             self._on_error(error)
 
     def _take(self, module: nn.Module, output: Any) -> None:
-        tensor = next((item for item in tensors_in(output) if item.dtype.is_floating_point), None)
-        if tensor is None:
-            return
+        tensor = output if isinstance(output, Tensor) else next(tensors_in(output), None)
+        if tensor is None or not tensor.dtype.is_floating_point:
+            tensor = next((item for item in tensors_in(output) if item.dtype.is_floating_point), None)
+            if tensor is None:
+                return
         if _inside_backward():
             self._hook_recomputed(module, tensor)
             return
         version = 0 if tensor.is_inference() else tensor._version
         seen = self._recorded.get(id(tensor))
-        role = role_of(module)
+        name, role, ends = self._known[module]
         if seen is not None and seen[0]() is tensor and seen[1] == version and role != "weight":
             return
         self._recorded[id(tensor)] = (weakref.ref(tensor), version)
-        self._record(module, tensor, role)
+        self._record(module, tensor, name, role, ends)
 
-    def _record(self, module: nn.Module, tensor: Tensor, role: Role) -> None:
+    def _record(self, module: nn.Module, tensor: Tensor, name: str, role: Role, ends: Ends | None) -> None:
         if role == "weight":
             self._depth += 1
             self._channel_axis = 1 if isinstance(module, nn.modules.conv._ConvNd) else -1
         number = self._counts.get(id(module), 0)
         self._counts[id(module)] = number + 1
         call = Call(
-            name=self._names[id(module)],
+            name=name,
             module=module,
             call=number,
             depth=self._depth,
@@ -277,7 +286,7 @@ class Capture:
             shape=tuple(tensor.shape),
             dtype=tensor.dtype,
             channel_axis=self._channel_axis,
-            activation=measure(tensor, flat_ends(module)),
+            activation=measure(tensor, ends),
         )
         self.calls.append(call)
         if self._observe is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -21,10 +22,16 @@ def trusted_log10(layer: LayerSignal, direction: Direction) -> float | None:
     moments = layer.activation if direction == "forward" else layer.gradient
     if moments is None or moments.nonfinite or not math.isfinite(moments.log10_rms):
         return None
-    limits = torch.finfo(getattr(torch, layer.dtype))
-    # At 16 times the smallest normal number the values that have lost digits are too small to count in the rms.
-    low, high = math.log10(16 * limits.tiny), math.log10(limits.max) - 1
+    low, high = _limits(layer.dtype)
     return moments.log10_rms if low <= moments.log10_rms <= high else None
+
+
+@functools.cache
+def _limits(dtype: str) -> tuple[float, float]:
+    """log₁₀ of the ends between which a format holds a signal with all its digits."""
+    limits = torch.finfo(getattr(torch, dtype))
+    # At 16 times the smallest normal number the values that have lost digits are too small to count in the rms.
+    return math.log10(16 * limits.tiny), math.log10(limits.max) - 1
 
 
 def trunk(layers: Sequence[LayerSignal]) -> list[LayerSignal]:

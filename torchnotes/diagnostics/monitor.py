@@ -34,8 +34,8 @@ class SignalMonitor:
 
     Attach it and train as before: steps are counted by the optimiser's own (any ``torch.optim.Optimizer`` that holds
     a parameter of the model), and every ``every``-th of them, the first included, is measured. Training computes bit
-    for bit what it computes without. On other steps a hook returns at once; on a measured step each tensor is read
-    once and one small copy brings the numbers of the whole model to the host.
+    for bit what it computes without. The modules carry hooks on measured steps only, when each tensor is read and one
+    small copy brings the numbers of the whole model to the host.
 
     ``monitor.step(loss)`` hands in the loss, and counts the steps where weights are updated without an optimiser.
     Under gradient accumulation the last pass before the update is measured. Evaluation under ``torch.no_grad`` is
@@ -200,10 +200,8 @@ class SignalMonitor:
         return self.steps % self.every == 0
 
     def _attach(self) -> None:
-        self._capture.attach()
         self._handles = [
             self.model.register_forward_pre_hook(self._before_pass),
-            self.model.register_forward_hook(self._after_pass, always_call=True),
             register_optimizer_step_pre_hook(self._before_optimizer),
             register_optimizer_step_post_hook(self._after_optimizer),
         ]
@@ -233,11 +231,6 @@ class SignalMonitor:
         self._samples.clear()
         self._units.begin()
         self._capture.begin()
-
-    def _after_pass(self, module: nn.Module, args: Any, output: Any) -> None:
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-            return
-        self._capture.recording = False
 
     def _before_optimizer(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if not self.aside and self._leads(optimizer) and self._due:
@@ -319,9 +312,10 @@ class SignalMonitor:
     def _arm(self, due: bool) -> None:
         """Record from here on, or stop."""
         if due:
+            self._capture.attach()
             self._begin()
         else:
-            self._capture.recording = False
+            self._capture.detach()
         if self._eager:
             torch.compiler.set_stance("force_eager" if due else "default")
 
