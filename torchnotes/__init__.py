@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torchnotes import nn as nn
     from torchnotes import ops as ops
     from torchnotes import optim as optim
+    from torchnotes import regularization as regularization
     from torchnotes import shapes as shapes
     from torchnotes.diagnostics import SignalMonitor as SignalMonitor
     from torchnotes.diagnostics import probe as probe
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_PACKAGES = frozenset(("data", "diagnostics", "gradcheck", "init", "nn", "ops", "optim", "shapes"))
+_PACKAGES = frozenset(("data", "diagnostics", "gradcheck", "init", "nn", "ops", "optim", "regularization", "shapes"))
 _HOMES = {"SignalMonitor": "diagnostics", "probe": "diagnostics", "check_gradients": "gradcheck"}
 
 
