@@ -1,0 +1,288 @@
+"""The steps of a training run, and all of its state."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from torchnotes._checks import check_same_shape, describe
+from torchnotes.training import _random
+from torchnotes.training._data import Source
+from torchnotes.training.callbacks import Callback, Run
+from torchnotes.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from torchnotes.training.evaluate import Loss, mode
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to train, as :func:`torchnotes.training.fit` takes it."""
+
+    epochs: int
+    batch_size: int
+    shuffle: bool
+    accumulate: int
+    clip_norm: float | None
+    amp: torch.dtype | None
+    checkpoint: Path | None
+    checkpoint_every: int | None
+    seed: int
+
+
+class Loop:
+    """One run. All that changes while it runs is in :meth:`state`, so that a restart is exact."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Source,
+        dev: Source | None,
+        loss: Loss,
+        metrics: dict[str, Loss],
+        optimizer: Optimizer,
+        scheduler: Any,
+        callbacks: list[Callback],
+        options: Options,
+    ) -> None:
+        parallel = dist.is_available() and dist.is_initialized()
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if parallel else (0, 1)
+        self.model = model.module if isinstance(model, DistributedDataParallel) else model
+        self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self.net: nn.Module = model
+        if self.world > 1 and not isinstance(model, DistributedDataParallel):
+            self.net = DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)
+        self.train, self.dev, self.loss, self.metrics = train, dev, loss, metrics
+        self.optimizer, self.scheduler, self.callbacks, self.options = optimizer, scheduler, callbacks, options
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=options.amp == torch.float16)
+        self.run = Run(self.model, optimizer)
+        self.batch = 0  # batches done in this epoch
+        self.total = torch.zeros((), dtype=torch.float64, device=self.device)  # Σ loss over the samples of this epoch
+        self.checked = False
+        self.writer: Any = None
+        self.bar: Callable[[int, str], None] | None = None
+
+    def run_all(self) -> Run:
+        """Train to the end."""
+        if self.options.checkpoint is not None and self.rank == 0 and not self.options.checkpoint.parent.is_dir():
+            raise CheckpointError(
+                f"the directory of the checkpoint must exist, got {self.options.checkpoint.parent}; make it first."
+            )
+        with mode(self.model, True):
+            while self.run.epoch < self.options.epochs and not self.run.stopped:
+                self._epoch()
+            for callback in self.callbacks:
+                callback.on_end(self.run)
+        return self.run
+
+    def _epoch(self) -> None:
+        samples, options = len(self.train), self.options
+        order = torch.arange(samples)
+        if options.shuffle:
+            order = _random.epoch_order(samples, options.seed, self.run.epoch)
+        batches = order.split(options.batch_size)
+        while self.batch < len(batches) and not self.run.stopped:
+            self._step(batches[self.batch])
+            self.batch += 1
+            self.run.step += 1
+            for callback in self.callbacks:
+                callback.on_step(self.run)
+            every = options.checkpoint_every
+            if every and self.run.step % every == 0 and self.batch < len(batches):
+                self._check_finite(self.total)
+                self.save()
+        if self.batch == len(batches):
+            self._finish_epoch()
+        self.save()
+
+    def _step(self, indices: Tensor) -> None:
+        """One step of the optimiser over the samples ``indices``, this process's share of them."""
+        share = indices[self.rank :: self.world]
+        counted = self.world  # DistributedDataParallel divides the sum over processes by their number
+        if len(share) == 0:  # fewer samples than processes: take part with a weight of nothing
+            share, counted = indices[:1], 0
+        self.optimizer.zero_grad(set_to_none=True)
+        pieces = share.chunk(self.options.accumulate)
+        for number, piece in enumerate(pieces, start=1):
+            self._accumulate(piece, counted * len(piece) / len(indices), last=number == len(pieces))
+        if self.options.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def _accumulate(self, piece: Tensor, weight: float, *, last: bool) -> None:
+        x, y = self.train.take(piece, self.device)
+        waits = not last and isinstance(self.net, DistributedDataParallel)
+        amp = torch.autocast(self.device.type, self.options.amp or torch.bfloat16, enabled=self.options.amp is not None)
+        with self.net.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
+            with amp:
+                output = self.net(x)
+                if not self.checked:
+                    self._check_first(output, y)
+                loss = self.loss(output, y)
+            if not isinstance(loss, Tensor) or loss.dim() != 0:
+                raise TypeError(
+                    f"loss must return the mean over its samples, a tensor of no axes, got {describe(loss)}; "
+                    "use reduction='mean'."
+                )
+            self.scaler.scale(loss * weight).backward()
+        if weight > 0:
+            self.total += loss.detach().double() * len(piece)
+
+    def _check_first(self, output: Any, y: Tensor) -> None:
+        """What can only be said once there is an output: do the targets fit it?"""
+        self.checked = True
+        if not isinstance(output, Tensor):
+            return
+        if y.dtype.is_floating_point and output.shape != y.shape:
+            with contextlib.suppress(RuntimeError):
+                torch.broadcast_shapes(output.shape, y.shape)  # else the loss says what is wrong
+                check_same_shape(output, y, output_name="the model's output", target_name="the target")
+        known = [source.largest_label() for source in (self.train, self.dev) if source is not None]
+        largest = max((label for label in known if label is not None), default=-1)
+        by_class = y.dtype == torch.int64 and output.dim() == y.dim() + 1
+        if by_class and largest >= output.shape[1]:
+            raise ValueError(
+                f"labels must be below the number of classes, got {largest} for a model with {output.shape[1]} "
+                "outputs; renumber the labels from 0, or widen the last layer."
+            )
+
+    def _finish_epoch(self) -> None:
+        if self.world > 1:
+            dist.all_reduce(self.total)
+        self._check_finite(self.total)
+        record: dict[str, float] = {
+            "epoch": self.run.epoch + 1,
+            "train_loss": float(self.total) / len(self.train),
+            "lr": float(self.optimizer.param_groups[0]["lr"]),
+        }
+        if self.dev is not None and self.rank == 0:
+            record.update(self._evaluate(self.dev))
+        if self.world > 1:
+            shared = [record]
+            dist.broadcast_object_list(shared, src=0)
+            record = shared[0]
+        self.run.history.append(record)
+        self.run.epoch += 1
+        self.batch = 0
+        self.total = torch.zeros_like(self.total)
+        if self.scheduler is not None:
+            self.scheduler.step()
+        self._report(record)
+        for callback in self.callbacks:
+            callback.on_epoch(self.run)
+
+    def _evaluate(self, dev: Source) -> dict[str, float]:
+        functions = {"dev_loss": self.loss, **{f"dev_{name}": metric for name, metric in self.metrics.items()}}
+        totals = dict.fromkeys(functions, 0.0)
+        with mode(self.model, False), torch.no_grad():
+            for indices in torch.arange(len(dev)).split(max(self.options.batch_size, 256)):
+                x, y = dev.take(indices, self.device)
+                output = self.model(x)
+                for name, function in functions.items():
+                    totals[name] += float(function(output, y)) * len(indices)
+        return {name: total / len(dev) for name, total in totals.items()}
+
+    def _report(self, record: dict[str, float]) -> None:
+        if self.rank != 0:
+            return
+        if self.writer is not None:
+            for name, value in record.items():
+                if name != "epoch":
+                    self.writer.add_scalar(f"training/{name}", value, self.run.epoch)
+        if self.bar is not None:
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in record.items() if name != "epoch")
+            self.bar(self.run.epoch, shown)
+
+    def _check_finite(self, total: Tensor) -> None:
+        if not math.isfinite(float(total)):
+            raise FloatingPointError(
+                f"the loss must stay finite, got {float(total)} in epoch {self.run.epoch + 1} by step {self.run.step}; "
+                "lower the learning rate, or set clip_norm."
+            )
+
+    def _fingerprint(self) -> dict[str, Any]:
+        """What a run must share with a checkpoint to go on from it."""
+        options = self.options
+        return {
+            "samples": len(self.train),
+            "batch_size": options.batch_size,
+            "shuffle": options.shuffle,
+            "accumulate": options.accumulate,
+            "clip_norm": options.clip_norm,
+            "amp": str(options.amp),
+            "seed": options.seed,
+            "processes": self.world,
+            "callbacks": [type(callback).__name__ for callback in self.callbacks],
+            "scheduler": type(self.scheduler).__name__,
+        }
+
+    def save(self) -> None:
+        """Write the checkpoint, if one is kept; every process takes part, the first one writes."""
+        if self.options.checkpoint is None:
+            return
+        states: list[Any] = [_random.capture()]
+        totals = [float(self.total)]
+        if self.world > 1:
+            gathered: list[Any] = [None] * self.world
+            dist.all_gather_object(gathered, (states[0], totals[0]))
+            states, totals = [pair[0] for pair in gathered], [pair[1] for pair in gathered]
+        if self.rank == 0:
+            save_checkpoint(self.state(states, totals), self.options.checkpoint)
+
+    def state(self, random_states: list[Any], totals: list[float]) -> dict[str, Any]:
+        """Everything a restart needs."""
+        return {
+            "options": self._fingerprint(),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "callbacks": [callback.state_dict() for callback in self.callbacks],
+            "epoch": self.run.epoch,
+            "step": self.run.step,
+            "stopped": self.run.stopped,
+            "history": self.run.history,
+            "batch": self.batch,
+            "totals": totals,
+            "random": random_states,
+        }
+
+    def resume(self) -> None:
+        """Go on from the checkpoint, if there is one."""
+        path = self.options.checkpoint
+        found: list[Any] = [load_checkpoint(path) if path is not None and self.rank == 0 and path.exists() else None]
+        if self.world > 1:
+            dist.broadcast_object_list(found, src=0)
+        state = found[0]
+        if state is None:
+            return
+        mine, theirs = self._fingerprint(), state.get("options", {})
+        different = [name for name in mine if theirs.get(name) != mine[name]]
+        if different:
+            shown = ", ".join(f"{name} {theirs.get(name)!r} there and {mine[name]!r} here" for name in different)
+            raise ValueError(
+                f"the checkpoint {path} must come from a run with the same options, got {shown}; "
+                "use the same, another file, or resume=False."
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        self.scaler.load_state_dict(state["scaler"])
+        for callback, saved in zip(self.callbacks, state["callbacks"], strict=True):
+            callback.load_state_dict(saved)
+        self.run.epoch, self.run.step, self.run.stopped = state["epoch"], state["step"], state["stopped"]
+        self.run.history[:] = state["history"]
+        self.batch = state["batch"]
+        self.total.fill_(state["totals"][self.rank])
+        _random.restore(state["random"][self.rank])
