@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchnotes._checks import check_floating, check_in_range, check_tensor, describe
 from torchnotes.ops._function import Op, may_overwrite, save
-from torchnotes.ops._reduction import accumulation_dtype, check_reduction, reduce_losses
+from torchnotes.ops._reduction import HALF, accumulation_dtype, check_reduction, reduce_losses
 from torchnotes.ops.kernels._dispatch import chosen
 
 
@@ -35,7 +35,12 @@ class CrossEntropyFunction(Op):
     ) -> tuple[Tensor, Tensor]:
         log_yhat = torch.log_softmax(z, dim)
         # −w_y log ŷ_y, then the sum or the weighted mean; ignored samples left out, NaN among them or not
-        loss = F.nll_loss(log_yhat, target, weight, ignore_index=ignore_index, reduction=reduction)
+        if reduction == "mean" and z.dtype in HALF:  # float16 holds neither a sum of many losses nor many samples
+            losses = F.nll_loss(log_yhat, target, weight, ignore_index=ignore_index, reduction="none")
+            counted = class_shares(target, weight, ignore_index, "sum", 0.0, z, dim)[1]
+            loss = losses.float().sum() / counted.sum()
+        else:
+            loss = F.nll_loss(log_yhat, target, weight, ignore_index=ignore_index, reduction=reduction)
         if smoothing:
             _, _, floor = class_shares(target, weight, ignore_index, reduction, smoothing, z, dim)
             assert floor is not None
@@ -258,10 +263,7 @@ def cross_entropy(
     if input.dim() == 2 and input.numel() and chosen("cross_entropy", input):
         from torchnotes.ops.kernels import triton_cross_entropy
 
-        index, share, floor = class_shares(target.long(), weight, ignore_index, reduction, label_smoothing, input, dim)
-        return triton_cross_entropy.cross_entropy(
-            input, index, target == ignore_index, share, floor, weight, reduction != "none"
-        )
+        return triton_cross_entropy.cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
     try:
         loss, _ = CrossEntropyFunction.call(input, target.long(), weight, ignore_index, reduction, label_smoothing, dim)
     except (IndexError, RuntimeError):
