@@ -12,9 +12,13 @@ from torchnotes.diagnostics.records import LayerSignal as LayerSignal
 from torchnotes.diagnostics.records import Moments as Moments
 from torchnotes.diagnostics.records import Verdict as Verdict
 from torchnotes.diagnostics.report import SignalReport as SignalReport
+from torchnotes.diagnostics.testing import UnhealthySignal as UnhealthySignal
+from torchnotes.diagnostics.testing import assert_healthy as assert_healthy
 
 __all__ = [
     "probe",
+    "assert_healthy",
+    "UnhealthySignal",
     "SignalMonitor",
     "SignalReport",
     "StepRecord",

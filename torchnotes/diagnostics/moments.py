@@ -173,7 +173,7 @@ def _of_array(x: Array, ends: Ends | None) -> Moments:
     if count == 0:
         return _EMPTY
     low, high = float(_minimum(x)), float(_maximum(x))
-    largest = high if high > -low else -low
+    largest = high if high >= -low else -low
     if not (-math.inf < low and high < math.inf):  # NumPy's minimum and maximum pass a NaN on
         return _with_nonfinite(x, ends)
     zeros = 0 if low > 0 or high < 0 else count - _count(np.not_equal, x, 0.0)
