@@ -47,7 +47,7 @@ def parameter_report(evidence: Evidence, theta: Tensor, context: Context) -> tup
             evidence.exact[worst_row].view(evidence.shape),
             evidence.approx[worst_row].view(evidence.shape),
             theta.detach(),
-            wrong=evidence.wrong if bool(evidence.wrong.any()) else None,
+            wrong=evidence.wrong[worst_row] if bool(evidence.wrong[worst_row].any()) else None,
             penalty=None if penalty is None or worst_row == context.penalty_row else penalty.view(evidence.shape),
             sizes=context.sizes,
             detached=evidence.detached,
@@ -67,7 +67,7 @@ def parameter_report(evidence: Evidence, theta: Tensor, context: Context) -> tup
         scheme=evidence.step.scheme,
         smallest_visible=shown.visible,
         rms=norm(evidence.exact[0]) / math.sqrt(max(evidence.exact.shape[1], 1)),
-        wrong=int(evidence.wrong.sum()),
+        wrong=int(evidence.wrong.any(0).sum()),
         kinks=int(evidence.kink.sum() + evidence.off_kink.sum()),
         pattern=pattern,
         reason=reason,
@@ -83,7 +83,7 @@ def _worst_entries(evidence: Evidence, row: int) -> tuple[Entry, ...]:
     error = torch.nan_to_num((approx - exact).abs(), nan=math.inf)
     # Entries known to be wrong come before larger differences that were explained.
     order = torch.argsort(
-        error + torch.where(evidence.wrong, error.nan_to_num(posinf=0.0).max() + 1, 0.0), descending=True
+        error + torch.where(evidence.wrong[row], error.nan_to_num(posinf=0.0).max() + 1, 0.0), descending=True
     )
     return tuple(
         Entry(evidence.name, unravel(i, evidence.shape), float(exact[i]), float(approx[i]), float(error[i]))

@@ -55,10 +55,12 @@ class Contracts:
         """
         size = norm(*self.u) * norm(*(self.outputs[k] for k in self.live))
         floor = [2.0**-46 * size / (norm(v) or 1.0) for v in self.values]
-        for _ in range(3):
-            near = [c * (1 + 2.0**-50 * self._random_like(c)) for c in self.u]
-            moved = [norm(torch.nan_to_num(a - b)) for a, b in zip(self.pull(near), self.reference, strict=True)]
-            floor = [max(f, 32 * m) for f, m in zip(floor, moved, strict=True)]
+        for cotangents in (self.u, self.v):
+            here = self.pull(cotangents)
+            for _ in range(3):
+                near = [c * (1 + 2.0**-50 * self._random_like(c)) for c in cotangents]
+                moved = [norm(torch.nan_to_num(a - b)) for a, b in zip(self.pull(near), here, strict=True)]
+                floor = [max(f, 32 * m) for f, m in zip(floor, moved, strict=True)]
         return floor
 
     def _apart(self, a: Sequence[Tensor], b: Sequence[Tensor], scale: Sequence[Tensor] = ()) -> float:

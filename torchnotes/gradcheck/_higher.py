@@ -34,7 +34,7 @@ def forward_mode(contracts: Contracts, generator: torch.Generator) -> Finding | 
         return Finding(
             "forward mode",
             "wrong" if gap > LOOSE * size else "suspect",
-            f"⟨v, J d⟩ = {by_forward:.6g} by the forward rule, {by_backward:.6g} by the backward, {gap / size:.0e} apart",
+            f"⟨v, J d⟩ = {by_forward:.6g} forward and {by_backward:.6g} backward, {gap / size:.0e} apart",
         )
     return Finding("forward mode", "correct", "agrees with the backward")
 

@@ -33,7 +33,7 @@ class Evidence:
     approx: Tensor
     step: measure.Step
     sigma: Tensor
-    wrong: Tensor
+    wrong: Tensor  # (costs, entries); the masks below are over the entries alone
     kink: Tensor
     off_kink: Tensor
     unclear: Tensor
@@ -79,7 +79,7 @@ def gather(lens: Lens, t: int, exact: Tensor) -> Evidence:
     nothing = torch.zeros_like(entries, dtype=torch.bool)
     evidence = Evidence(
         evaluator.objective.names[t], tensor.shape, exact, first, step, first.clone(), step, sigma,
-        nothing, nothing.clone(), nothing.clone(), nothing.clone(),
+        nothing.expand(len(exact), -1).clone(), nothing.clone(), nothing.clone(), nothing.clone(),
     )  # fmt: skip
     if _needs_better(evidence):
         better = measure.better_step(rungs, sigma, 0.01 * RIGHT * exact.square().mean(1).sqrt())
@@ -95,7 +95,20 @@ def _vacuous(name: str, tensor: Tensor, exact: Tensor, eps: float) -> Evidence:
     nothing = torch.zeros(tensor.numel(), dtype=torch.bool, device=tensor.device)
     zero = torch.zeros(len(exact), dtype=torch.float64, device=tensor.device)
     step = measure.Step("central", eps, zero, zero)
-    return Evidence(name, tensor.shape, exact, exact, step, exact, step, zero, nothing, nothing, nothing, nothing)
+    return Evidence(
+        name,
+        tensor.shape,
+        exact,
+        exact,
+        step,
+        exact,
+        step,
+        zero,
+        nothing.expand(len(exact), -1),
+        nothing,
+        nothing,
+        nothing,
+    )
 
 
 def _needs_better(evidence: Evidence) -> bool:
@@ -122,20 +135,27 @@ def _look_closer(evidence: Evidence, lens: Lens, t: int) -> None:
         batch = order[start : start + size]
         wrong = _examine(evidence, lens, t, batch)
         start += size
-        if start >= 32 and bool(evidence.wrong[order[:start]].all()):
-            evidence.wrong[order] = True  # all that were looked at are wrong: the rest stand out as much
+        if start >= 32 and bool(evidence.wrong[:, order[:start]].any(0).all()):
+            evidence.wrong[:, order] = (
+                _stand_out(evidence)[:, order] > LOOK
+            )  # all that were looked at are wrong: the rest stand out as much
             break
         size = 64 if wrong == len(batch) else 32
     evidence.examined = min(start, len(order))
 
 
 def _excess(evidence: Evidence) -> Tensor:
+    return _stand_out(evidence).amax(0)
+
+
+def _stand_out(evidence: Evidence) -> Tensor:
+    """By how many of its expected errors each entry differs: (costs, entries)."""
     residual = (evidence.approx - evidence.exact).abs()
     tiny = torch.finfo(torch.float64).tiny
     excess = residual / evidence.step.error[:, None].clamp_min(tiny)
     trifling = residual <= 1e-9 * torch.maximum(evidence.approx.abs(), evidence.exact.abs())
     excess = torch.where(trifling, 0.0, excess)
-    return torch.nan_to_num(excess, nan=math.inf).amax(0)
+    return torch.nan_to_num(excess, nan=math.inf)
 
 
 def _examine(evidence: Evidence, lens: Lens, t: int, batch: Tensor) -> int:
@@ -161,9 +181,9 @@ def _examine(evidence: Evidence, lens: Lens, t: int, batch: Tensor) -> int:
             steps = rungs.steps[rung[:, n]]
             _at_kink(evidence, lens.loop, t, i, float(steps.min()), certain=bool(wrong[:, n].any()))
         else:
-            evidence.wrong[i] = True
+            evidence.wrong[:, i] = wrong[:, n]
             evidence.approx[:, i] = best[:, n]
-    return int(evidence.wrong[batch].sum())
+    return int(evidence.wrong[:, batch].any(0).sum())
 
 
 def _at_kink(evidence: Evidence, loop: LoopEvaluator, t: int, i: int, h: float, *, certain: bool) -> None:
@@ -188,7 +208,7 @@ def _at_kink(evidence: Evidence, loop: LoopEvaluator, t: int, i: int, h: float, 
     elif structural:
         evidence.off_kink[i] = True
     elif certain:
-        evidence.wrong[i] = True
+        evidence.wrong[:, i] = ~inside
     else:
         evidence.unclear[i] = True
 
@@ -219,7 +239,7 @@ def judge(evidence: Evidence, row: int) -> Judgement:
     ratio = ratio_of_norms(norm(evidence.first[row] - exact), norm(evidence.first[row]), norm(exact))
     refined = ratio_of_norms(residual, norm(approx[usable]), norm(exact[usable]))
     zero = size <= 10 * floor
-    verdict, reason = _decide(evidence, residual, size, floor, refined, zero=zero)
+    verdict, reason = _decide(evidence, row, residual, size, floor, refined, zero=zero)
     scale = size if size else 1.0
     entry = float(evidence.step.error[row]) * LOOK
     first = evidence.first_step
@@ -232,12 +252,12 @@ def judge(evidence: Evidence, row: int) -> Judgement:
 
 
 def _decide(  # noqa: PLR0911 - a decision list, read from the top
-    evidence: Evidence, residual: float, size: float, floor: float, refined: float, *, zero: bool
+    evidence: Evidence, row: int, residual: float, size: float, floor: float, refined: float, *, zero: bool
 ) -> tuple[Verdict, str]:
     at = f"at ε = {evidence.step.eps:.0e} ({evidence.step.scheme})"
-    count = int(evidence.wrong.sum())
+    count = int(evidence.wrong[row].sum())
     if count:
-        return "wrong", f"{count} of {evidence.wrong.numel()} entries differ by more than their numerical error"
+        return "wrong", f"{count} of {evidence.wrong.shape[1]} entries differ by more than their numerical error"
     if not math.isfinite(residual):
         return "wrong", "the gradient is not finite"
     if residual > 10 * floor and refined > VISIBLE:

@@ -69,8 +69,12 @@ class Objective:
         self._moving = [k for k, b in enumerate(self._buffers) if not torch.equal(b, self._buffer_values[k])]
         return y, drawn
 
-    def gradients(self, y: Tensor) -> list[tuple[Tensor | None, ...]]:
-        """The gradient of every cost V[k] · y with respect to every tensor, as autograd has it."""
+    def gradients(self) -> list[tuple[Tensor | None, ...]]:
+        """The gradient of every cost V[k] · y with respect to every tensor, as autograd has it.
+
+        On a fresh graph: resetting a buffer, such as a running mean, invalidates every graph that saved it.
+        """
+        y = self()
         return [
             torch.autograd.grad(
                 y, self.tensors, grad_outputs=row, retain_graph=k + 1 < len(self.rows), allow_unused=True

@@ -41,10 +41,10 @@ class Subject:
         self.names = [_place_name(k, leaves, args, kwargs) for k in self._places]
         self.kept: list[int] | None = None
         self._parameters: list[str] = []
-        self._buffers: list[tuple[Tensor, Tensor]] = []
+        self._buffers: dict[str, Tensor] = {}
         if isinstance(fn, nn.Module):
             self._parameters = [n for n, p in fn.named_parameters() if p.requires_grad]
-            self._buffers = [(b, b.detach().clone()) for b in fn.buffers()]
+            self._buffers = {n: b.detach().clone() for n, b in fn.named_buffers()}
             own = dict(fn.named_parameters())
         values = [self._leaves[k].detach().clone(memory_format=torch.contiguous_format) for k in self._places]
         values += [own[n].detach().clone(memory_format=torch.contiguous_format) for n in self._parameters]
@@ -54,15 +54,13 @@ class Subject:
     def __call__(self, values: Sequence[Tensor]) -> list[Tensor]:
         """The outputs that carry a gradient, as real float64 tensors, under the frozen random states."""
         self.random.replay()
-        for buffer, kept in self._buffers:
-            with torch.no_grad():
-                buffer.copy_(kept)
         leaves = list(self._leaves)
         for k, value in zip(self._places, values, strict=False):
             leaves[k] = value
         args, kwargs = pytree.tree_unflatten(leaves, self._spec)
-        if self._parameters:
+        if self._parameters or self._buffers:
             own = dict(zip(self._parameters, values[len(self._places) :], strict=True))
+            own.update({name: kept.clone() for name, kept in self._buffers.items()})
             out = functional_call(self._fn, own, args, kwargs)  # type: ignore[arg-type]
         else:
             out = self._fn(*args, **kwargs)

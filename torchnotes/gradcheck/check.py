@@ -111,9 +111,9 @@ def check_gradients(
     """
     _check_arguments(model, eps, method)
     start = time.perf_counter()
-    warn_if_training(model)
     original = Cost(model, loss, penalty)
     refuse_complex(original, inputs)
+    warn_if_training(model)
     with ExitStack() as stack:
         cost = stack.enter_context(double_cost(original))
         data = (to_double(inputs), to_double(target))
@@ -194,7 +194,7 @@ def _first_evaluation(objective: Objective, original: nn.Module | None) -> tuple
             "generators=, and remove what it remembers from one call to the next."
         )
     if original is not None and y.requires_grad:
-        outside = torch.autograd.grad(y.sum(), list(original.parameters()), retain_graph=True, allow_unused=True)
+        outside = torch.autograd.grad(again.sum(), list(original.parameters()), allow_unused=True)
         if any(g is not None for g in outside):
             raise ValueError(
                 "loss and penalty must reach the parameters through the model they are given, got a function that "
@@ -218,7 +218,7 @@ def _exact(
     objective: Objective, y: Tensor, eps: float, seed: int, faster: Iterator[Evaluator], display: Progress
 ) -> tuple[list[Evidence], str]:
     """Every coordinate of every tensor, by the fastest evaluator that agrees with the plain loop."""
-    exact = objective.gradients(y)
+    exact = objective.gradients()
     loop = LoopEvaluator(objective, y)
     generator = torch.Generator().manual_seed(seed)
     _refuse_absent(objective, loop, exact)
@@ -237,7 +237,7 @@ def _exact(
 def _projected(objective: Objective, y: Tensor, seed: int, memory: int, budget: int) -> GradientReport:
     """Along random directions."""
     objective.rows = objective.rows[:1]
-    (exact,) = objective.gradients(y)
+    (exact,) = objective.gradients()
     objective.evaluations += 2  # a backward pass costs about two forward passes
     _refuse_absent(objective, LoopEvaluator(objective, y), [exact])
     given = [torch.zeros_like(t) if g is None else g for g, t in zip(exact, objective.tensors, strict=True)]
