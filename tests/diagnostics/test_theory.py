@@ -241,3 +241,31 @@ def test_a_transformer_layer_has_gaps_that_are_named():
     assert "MultiheadAttention" in theory["self_attn"].reason
     linear = theory["linear1"]
     assert linear.forward == pytest.approx(linear.measured_forward, rel=0.1)  # 64 wide
+
+
+def test_the_report_shows_what_was_expected_beside_what_was_measured():
+    from torchnotes.diagnostics import probe
+
+    net = _chain(2.0, nn.ReLU, depth=3)
+    report = probe(net, _batch(64))
+    assert report.theory.layers[0].since == "0"
+    header, first = str(report).splitlines()[0], str(report).splitlines()[2]
+    assert header.count("expected") == 2
+    cells = [cell.strip() for cell in first.split("│")]
+    rms, expected = float(cells[3]), float(cells[4])
+    assert expected == pytest.approx(rms, rel=0.03)
+    assert probe(net, _batch(64), theory=False).theory is None
+
+
+def test_a_layer_with_activation_and_dropout_of_its_own():
+    from torchnotes import nn as notes
+
+    torch.manual_seed(0)
+    net = nn.Sequential(*[notes.Dense(WIDTH, WIDTH, "relu", keep_prob=0.7, bias=False) for _ in range(3)])
+    for layer in net:
+        nn.init.normal_(layer.weight, std=math.sqrt(2 / WIDTH), generator=torch.Generator().manual_seed(1))
+    theory = expect(net, _batch())
+    # 2/n · ½ / keep: He's scale with the dropout it does not know of.
+    assert theory["1"].forward == pytest.approx(0.7**-0.5, rel=0.02)
+    assert theory["1"].forward == pytest.approx(theory["1"].measured_forward, rel=0.03)
+    assert theory["1"].backward == pytest.approx(theory["1"].measured_backward, rel=0.03)

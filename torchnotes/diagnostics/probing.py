@@ -14,11 +14,15 @@ from torch.nn.parameter import is_lazy
 from torchnotes._checks import check_same_shape, describe
 from torchnotes.diagnostics.capture import Capture, role_of, tensors_in
 from torchnotes.diagnostics.report import SignalReport, make_report
+from torchnotes.diagnostics.theory import theory_of
+from torchnotes.diagnostics.theory_graph import Recorder
 
 Loss = Callable[..., Tensor]
 
 
-def probe(model: nn.Module, inputs: Any, target: Any = None, *, loss: Loss | None = None) -> SignalReport:
+def probe(
+    model: nn.Module, inputs: Any, target: Any = None, *, loss: Loss | None = None, theory: bool = True
+) -> SignalReport:
     """Run a batch through a model and back, and say how the signal fares in every layer.
 
     The model runs in the mode it is in, on the device it is on. Afterwards its gradients, buffers (the running
@@ -34,6 +38,8 @@ def probe(model: nn.Module, inputs: Any, target: Any = None, *, loss: Loss | Non
         inputs: a tensor; a tuple or list of positional arguments; or a mapping of keyword arguments.
         target: what the loss compares with.
         loss: a function of output and target, or of the output alone where there is no target; returns a scalar.
+        theory: whether to work out what each layer should do beside what it did; it takes as long again as the rest.
+            A fully sharded model has none: its weights are not here as a whole.
 
     Returns:
         The report: ``print`` it, or read ``.layers .forward_growth .backward_growth .verdict .first_bad_layer``.
@@ -65,12 +71,12 @@ def probe(model: nn.Module, inputs: Any, target: Any = None, *, loss: Loss | Non
             )
     backward = _needs_backward(model)
     try:
-        return _run(model, args, kwargs, target, loss, backward=backward)
+        return _run(model, args, kwargs, target, loss, backward=backward, theory=theory and not backward)
     except RuntimeError as error:
         # Re-entrant checkpointing refuses torch.autograd.grad and asks for backward().
         if backward or "use_reentrant" not in str(error):
             raise
-        return _run(model, args, kwargs, target, loss, backward=True)
+        return _run(model, args, kwargs, target, loss, backward=True, theory=theory)
 
 
 def _run(
@@ -81,11 +87,15 @@ def _run(
     loss: Loss | None,
     *,
     backward: bool,
+    theory: bool,
 ) -> SignalReport:
     parameters = [p for p in model.parameters() if p.requires_grad]
     with _as_found(model), Capture(model) as capture, torch.enable_grad():
         capture.begin()
-        output = model(*args, **kwargs)
+        with Recorder(model) if theory else contextlib.nullcontext() as recorder:
+            if recorder is not None:
+                recorder.begin([args, kwargs])
+            output = model(*args, **kwargs)
         value, direction = _objective(output, target, loss)
         gradients: dict[int, Tensor] | None = None
         if value is not None and value.requires_grad:
@@ -104,7 +114,12 @@ def _run(
     unused = [name for name, m in model.named_modules() if name not in called and role_of(m) == "weight"]
     unused = [name for name in unused if not _inside_attention(model, name)]
     single = value is not None and direction is None
-    return make_report(records, loss=float(value.detach()) if single and value is not None else None, unused=unused)
+    return make_report(
+        records,
+        loss=float(value.detach()) if single and value is not None else None,
+        unused=unused,
+        theory=theory_of(recorder) if recorder is not None else None,
+    )
 
 
 def _objective(output: Any, target: Any, loss: Loss | None) -> tuple[Tensor | None, Tensor | None]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchnotes.diagnostics.growth import growth_per_layer
 from torchnotes.diagnostics.records import LayerSignal, Moments, Verdict
+from torchnotes.diagnostics.theory import Theory
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,6 +33,7 @@ class SignalReport:
         verdict: ``"healthy"``, ``"vanishing"``, ``"exploding"`` or ``"non-finite"`` for each direction.
         loss: the loss that was sent back; None where none was.
         unused: weight layers that the pass never called.
+        theory: what each layer should have done, beside what it did; None where it was not asked for.
     """
 
     layers: tuple[LayerSignal, ...]
@@ -40,6 +42,7 @@ class SignalReport:
     verdict: Verdict
     loss: float | None = None
     unused: tuple[str, ...] = ()
+    theory: Theory | None = None
 
     @property
     def first_bad_layer(self) -> str | None:
@@ -116,18 +119,22 @@ class SignalReport:
     def __rich__(self) -> Any:
         from rich.console import Group
 
-        return Group(table_of(self.layers, self.first_bad_layer), self.summary())
+        return Group(table_of(self.layers, self.first_bad_layer, self.theory), self.summary())
 
     def __str__(self) -> str:
         from rich.console import Console
 
         out = io.StringIO()
-        Console(file=out, width=132, color_system=None, highlight=False).print(self)
+        Console(file=out, width=150, color_system=None, highlight=False).print(self)
         return out.getvalue().rstrip()
 
 
 def make_report(
-    layers: Sequence[LayerSignal], *, loss: float | None = None, unused: Sequence[str] = ()
+    layers: Sequence[LayerSignal],
+    *,
+    loss: float | None = None,
+    unused: Sequence[str] = (),
+    theory: Theory | None = None,
 ) -> SignalReport:
     """Judge the records of one pass and put the report together."""
     from torchnotes.diagnostics.verdict import judge
@@ -139,6 +146,7 @@ def make_report(
         verdict=judge(layers),
         loss=loss,
         unused=tuple(unused),
+        theory=theory,
     )
 
 
@@ -161,14 +169,24 @@ def row_of(layer: LayerSignal) -> dict[str, Any]:
     return row
 
 
-def table_of(layers: Sequence[LayerSignal], first_bad_layer: str | None = None) -> Any:
-    """A rich table, one line a record; the first bad layer is marked."""
+def table_of(layers: Sequence[LayerSignal], first_bad_layer: str | None = None, theory: Theory | None = None) -> Any:
+    """A rich table, one line a record; the first bad layer is marked.
+
+    "expected" is what theory makes of the measured input of the module, and of the measured gradient at the next
+    weight layer; a dash where it has nothing to say.
+    """
     from rich.table import Table
 
+    forward, backward = _expected(layers, theory)
     table = Table(show_edge=False, pad_edge=False)
-    table.add_column("layer", overflow="fold")
-    table.add_column("kind")
-    for heading in ("depth", "rms", "mean", "std", "max", "zeros", "saturated", "grad rms", "weight rms", "dW rms"):
+    longest = max((len(layer.label) for layer in layers), default=0)
+    table.add_column("layer", overflow="fold", min_width=min(28, longest + 2))
+    table.add_column("kind", overflow="ellipsis", no_wrap=True)
+    headings = ["depth", "rms", "mean", "std", "max", "zeros", "saturated", "grad rms", "weight rms", "dW rms"]
+    if theory is not None:
+        headings[2:2] = ["expected"]
+        headings[9:9] = ["expected"]
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for layer in layers:
         activation, bad = layer.activation, layer.label == first_bad_layer
@@ -177,17 +195,40 @@ def table_of(layers: Sequence[LayerSignal], first_bad_layer: str | None = None) 
             layer.kind,
             str(layer.depth),
             scale(activation),
+            *([] if theory is None else [forward.get(layer.label, "–")]),
             _number(activation.mean),
             _number(activation.std),
             _number(activation.max_abs),
             _share(activation.share_zero),
             "" if activation.share_saturated is None else _share(activation.share_saturated),
             scale(layer.gradient),
+            *([] if theory is None else [backward.get(layer.label, "–" if layer.role == "weight" else "")]),
             scale(layer.weight),
             scale(layer.weight_gradient),
             style="bold red" if bad else None,
         )
     return table
+
+
+def _expected(layers: Sequence[LayerSignal], theory: Theory | None) -> tuple[dict[str, str], dict[str, str]]:
+    """Expected rms and gradient rms as text: the measured one, by as much as theory's growth differs from it."""
+    if theory is None:
+        return {}, {}
+    records = {layer.label: layer for layer in layers}
+    forward, backward = {}, {}
+    for entry in theory.modules:
+        record = records.get(entry.label)
+        if record is not None and entry.forward is not None and entry.measured_forward:
+            forward[entry.label] = _rescaled(record.activation, entry.forward / entry.measured_forward)
+    for entry in theory.layers:
+        record = records.get(entry.since)
+        if record is not None and record.gradient is not None and entry.backward and entry.measured_backward:
+            backward[entry.since] = _rescaled(record.gradient, entry.backward / entry.measured_backward)
+    return forward, backward
+
+
+def _rescaled(moments: Moments, factor: float) -> str:
+    return f"{10 ** (moments.log10_rms + math.log10(factor)):.3g}" if math.isfinite(moments.log10_rms) else "–"
 
 
 def scale(moments: Moments | None) -> str:

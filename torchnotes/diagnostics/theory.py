@@ -12,13 +12,11 @@ import io
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from torchnotes.diagnostics.probing import _arguments, _as_found, _check_model, _objective
 from torchnotes.diagnostics.theory_graph import ModuleCall, Node, Recorder
 from torchnotes.diagnostics.theory_state import NoExpectation, State
 from torchnotes.diagnostics.theory_steps import Weighted
@@ -40,6 +38,7 @@ class Expectation:
         backward: expected; None likewise.
         measured_backward: measured; None where no gradient arrived.
         reason: why there is no expectation; empty where there is.
+        since: label of the layer it starts from, of a growth between layers; empty for a module's call.
     """
 
     name: str
@@ -50,12 +49,16 @@ class Expectation:
     backward: float | None
     measured_backward: float | None
     reason: str = ""
+    since: str = ""
 
     @property
     def label(self) -> str:
         """The name, with the call where the module was called more than once."""
-        name = self.name or "(model)"
-        return f"{name}#{self.call}" if self.call else name
+        return _label(self.name, self.call)
+
+
+def _label(name: str, call: int) -> str:
+    return f"{name or '(model)'}#{call}" if call else name or "(model)"
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,7 @@ def expect(model: nn.Module, inputs: Any, target: Any = None, *, loss: Callable[
     Source: Poole et al. 2016 and Schoenholz et al. 2017 (mean field), He et al. 2015, Yang et al. 2019 (batch norm),
     Yang and Schoenholz 2017 (skip connections).
 
+    >>> import torch
     >>> net = nn.Sequential(nn.Linear(512, 512, bias=False), nn.ReLU(), nn.Linear(512, 512, bias=False))
     >>> for layer in (net[0], net[2]):
     ...     _ = nn.init.normal_(layer.weight, std=512**-0.5, generator=torch.Generator().manual_seed(0))
@@ -145,17 +149,12 @@ def expect(model: nn.Module, inputs: Any, target: Any = None, *, loss: Callable[
     >>> round(theory.layers[0].forward, 1), round(theory.layers[0].backward, 1)  # ReLU at 1/n: √½ each way
     (0.7, 0.7)
     """
-    model = _check_model(model)
-    args, kwargs = _arguments(inputs)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    with _as_found(model), torch.enable_grad():
-        with Recorder(model) as recorder:
-            recorder.begin([args, kwargs])
-            output = model(*args, **kwargs)
-        value, direction = _objective(output, target, loss)
-        if value is not None and value.requires_grad and parameters:
-            torch.autograd.grad(value, parameters, direction, allow_unused=True)
-    return theory_of(recorder)
+    from torchnotes.diagnostics.probing import probe
+
+    found = probe(model, inputs, target, loss=loss).theory
+    if found is None:
+        raise ValueError("model must not be fully sharded: the theory needs whole weights; probe it before sharding.")
+    return found
 
 
 def theory_of(recorder: Recorder) -> Theory:
@@ -182,9 +181,10 @@ def _between_layers(recorder: Recorder) -> Iterator[Expectation]:
     by_node = {call.exit.index: call for call in recorder.calls if isinstance(call.exit.step, Weighted)}
     heads = [node for node in recorder.nodes if isinstance(node.step, Weighted)]
     for before, after in itertools.pairwise(heads):
-        call = by_node.get(after.index)
+        start, call = by_node.get(before.index), by_node.get(after.index)
         name, kind, number = (call.name, call.kind, call.call) if call else (after.step.label, "function", 0)
-        yield _growth(before, after, name, kind, number)
+        since = _label(start.name, start.call) if start else before.step.label
+        yield replace(_growth(before, after, name, kind, number), since=since)
 
 
 def _growth(start: Node, end: Node, name: str, kind: str, call: int) -> Expectation:

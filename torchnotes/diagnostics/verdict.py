@@ -269,7 +269,10 @@ def _scale(layer: LayerSignal, direction: Direction) -> str:
 
 def _healthy_reason(curve: Profile, growth: float | None) -> str:
     name = _NAMES[curve.direction].capitalize()
-    return f"{name} keep their scale: ×{_factor(growth)} per layer over {len(curve.layers)} layers."
+    over = f"×{_factor(growth)} per layer over {len(curve.layers)} layers"
+    if growth is not None and abs(growth - 1) < 0.05:
+        return f"{name} keep their scale: {over}."
+    return f"{name} change little enough over this depth: {over}."
 
 
 def _power_reason(exponent: float, direction: Direction) -> str:
