@@ -8,10 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchnotes._checks import check_in_range
+from torchnotes._checks import check_generator, check_in_range
 from torchnotes.ops._activation import ACTIVATIONS, activate, needs_mask, through
 from torchnotes.ops._function import Op, may_overwrite, save
 from torchnotes.ops.dropout import check_keep_prob, draw_mask
+from torchnotes.ops.kernels._dispatch import dense_chosen
+from torchnotes.ops.kernels.random_mask import realised_count
 from torchnotes.ops.linear import check_linear, rows
 
 
@@ -133,6 +135,12 @@ def dense(
     check_keep_prob(keep_prob)
     if activation == "leaky_relu":
         check_alpha(negative_slope)
+    if dense_chosen(input, weight.shape[0]):
+        from torchnotes.ops.kernels import triton_dense
+
+        check_generator(generator, input.device)
+        count = realised_count(keep_prob) if training and keep_prob < 1 else None
+        return triton_dense.dense(input, weight, bias, activation, negative_slope, count, generator)
     mask, scale = None, 1.0
     if training and keep_prob < 1:
         mask, scale = draw_mask((*input.shape[:-1], weight.shape[0]), input.device, keep_prob, generator)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchnotes._checks import check_floating, check_generator, check_in_range
 from torchnotes.ops._function import Op, may_overwrite, save
+from torchnotes.ops.kernels._dispatch import chosen
 from torchnotes.ops.kernels.random_mask import LEVELS, keep_mask, realised_count, scale_kept
 
 
@@ -78,6 +79,11 @@ def dropout(
     check_keep_prob(keep_prob)
     if not training or keep_prob == 1:
         return input
+    if chosen("dropout", input):
+        from torchnotes.ops.kernels import triton_dropout
+
+        check_generator(generator, input.device)
+        return triton_dropout.dropout(input, realised_count(keep_prob), generator)
     mask, scale = draw_mask(input.shape, input.device, keep_prob, generator)
     return DropoutFunction.call(input, mask, scale)
 

@@ -112,7 +112,7 @@ def chosen(kernel: Kernel, x: Tensor, elements: int | None = None) -> bool:
     Raises:
         ImportError: the mode is ``"always"`` and Triton is not installed.
     """
-    if torch.compiler.is_compiling() or not (x.is_cuda or _INTERPRETED):
+    if not (x.is_cuda or _INTERPRETED) or torch.compiler.is_compiling():
         return False
     if not _FAST_PATH or _transforms_active() or forward_ad._current_level >= 0 or _is_legacy_batched(x):
         return False
