@@ -117,13 +117,16 @@ def class_shares(
     """Class index, share and floor of each sample, all three 0 where it is ignored; no floor without ε."""
     kept = target != ignore_index
     index = target * kept
-    share = counted = kept.to(accumulation_dtype(like.dtype))
-    if weight is not None:
-        share = share * weight.to(share.dtype)[index]
-    scale = share.sum().reciprocal() if reduction == "mean" else 1.0
-    if not smoothing:
-        return index, share * scale if reduction == "mean" else share, None
-    return index, share * (scale * (1 - smoothing)), counted * (scale * (smoothing / like.shape[dim]))
+    dtype = accumulation_dtype(like.dtype)
+    one = torch.ones((), dtype=dtype, device=like.device)
+    counts = one if weight is None else weight.to(dtype)[index]
+    if reduction == "mean":
+        total = kept.sum(dtype=dtype) if weight is None else torch.where(kept, counts, 0).sum()
+        one = total.reciprocal()
+    # chosen, not multiplied: the mean of no sample at all is 0/0, and its gradient still 0
+    share = torch.where(kept, one * counts * (1 - smoothing) if smoothing or weight is not None else one, 0)
+    floor = torch.where(kept, one * (smoothing / like.shape[dim]), 0) if smoothing else None
+    return index, share, floor
 
 
 def _weighted(v: Tensor, weight: Tensor | None, dim: int) -> Tensor:
