@@ -40,7 +40,7 @@ def growth_heat_map(
         for (row, column), factor in np.ndenumerate(growth):
             dark = abs(np.log10(factor)) > 0.6 * SHOWN_DECADES
             axis.text(
-                column, row, f"×{factor:.3g}", ha="center", va="center", color="white" if dark else "black", fontsize=12
+                column, row, f"×{factor:.3f}", ha="center", va="center", color="white" if dark else "black", fontsize=12
             )
     bar = figure.colorbar(image, ax=list(axes), ticks=[-SHOWN_DECADES, 0, SHOWN_DECADES], shrink=0.9)
     bar.ax.set_yticklabels(["×½ or less\nvanishes", "×1\nkept", "×2 or more\nexplodes"])

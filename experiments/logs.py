@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -90,18 +92,32 @@ def add_histograms_along(writer: SummaryWriter, tag: str, layers: Sequence[Tenso
         writer.add_histogram(tag, sample, layer, bins=40)
 
 
-def add_hparams(writer: SummaryWriter, hparams: Mapping[str, str | float], metrics: Mapping[str, float]) -> None:
+def add_hparams(
+    writer: SummaryWriter, hparams: Mapping[str, str | float], metrics: Mapping[str, float], *, group: str
+) -> None:
     """Enter a variant as one row of TensorBoard's HParams table.
 
     ``SummaryWriter.add_hparams`` would open a run of its own for each row, which doubles the list of runs; the same
     records in the variant's own file are read just as well.
+
+    Args:
+        writer: of the variant.
+        hparams: what was chosen: the first columns.
+        metrics: what came of it: the last columns.
+        group: of the scalars from which TensorBoard reads the metrics.
     """
+    from tensorboard.plugins.hparams import summary_v2
     from torch.utils.tensorboard.summary import hparams as as_summaries
 
-    for summary in as_summaries(dict(hparams), dict(metrics)):
-        writer._get_file_writer().add_summary(summary)
-    for tag, value in metrics.items():
-        writer.add_scalar(tag, value, 0)
+    columns = summary_v2.hparams_config_pb(
+        hparams=[summary_v2.HParam(name) for name in hparams],
+        metrics=[summary_v2.Metric(f"{group}/{name}", display_name=name) for name in metrics],
+    )
+    _, start, end = as_summaries(dict(hparams), dict(metrics))  # the first would show whole tags as headings
+    for record in (columns, start, end):
+        writer._get_file_writer().add_summary(record)
+    for name, value in metrics.items():
+        writer.add_scalar(f"{group}/{name}", value, 0)
 
 
 def save_figure(writer: SummaryWriter, tag: str, figure: Figure, path: Path) -> None:
@@ -116,7 +132,9 @@ def how_to_open(folder: Path) -> str:
 
     It opens the one experiment: its runs then have short names, which leave room for the colours beside them.
     """
-    command = f"tensorboard --logdir {_quoted(folder)} --port {PORT}"
+    python = os.path.relpath(sys.executable)
+    python = "python" if python.startswith("..") else python
+    command = f"{python} -m tensorboard.main --logdir {_quoted(folder)} --port {PORT}"
     if folder.parent == Path("runs"):
         command = f"make tensorboard   (or: {command})"
     return f"{command}\nthen look at http://localhost:{PORT}/?smoothing=0"

@@ -43,7 +43,7 @@ def main(config: Config, console: Console) -> Results:
         claims = reading.claims(size, linear, nets, trainings)
         table = reading.table(size, linear, nets, trainings)
         summary = f"{table.title}\n\n{table.markdown()}\n\n{markdown_reading(claims)}\n"
-        logs["summary"].add_text("What was measured and what it means", summary)
+        logs["summary"].add_text("0 What was measured and what it means", summary)
         _write_summary(logs, nets, trainings)
     results = Results(tuple(linear), tuple(nets), tuple(trainings), tuple(claims))
     (folder / "report.md").write_text(summary, encoding="utf-8")
@@ -75,7 +75,8 @@ def _write_summary(logs: VariantLogs, nets: list[Growth], trainings: list[traini
         add_hparams(
             logs[init.variant],
             {"init": init.scheme, "variance of a weight": init.variance, "best rate": top.rate},
-            {f"{tags.HPARAMS}/{name}": value for name, value in metrics.items()},
+            metrics,
+            group=tags.HPARAMS,
         )
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 IMAGES = 256
 SHOWN_FIRST = {"relu": 3, "tanh": 5}  # number of the first of two cards
+HISTOGRAMS = {"relu": "log10 if not 0", "tanh": "untrained", "sigmoid": "untrained"}
 
 
 def measure(size: Size, seed: int, digits: Digits, logs: VariantLogs, step: Callable[[str], None]) -> list[Growth]:
@@ -38,7 +39,7 @@ def measure(size: Size, seed: int, digits: Digits, logs: VariantLogs, step: Call
     found = []
     for activation, label in ACTIVATIONS.items():
         for init in INITS:
-            net = nn.MLP(sizes, activation=activation).double()  # float32 ends at 1e-45: half of these nets go lower
+            net = nn.MLP(sizes, activation=activation).double()  # float32 ends at 1e-45; small weights go lower
             initialize_(net, init.scheme, generator=torch.Generator().manual_seed(seed))
             net.to(x.device)
             report = probe(net, x, y, loss=cross_entropy)
@@ -54,7 +55,9 @@ def measure(size: Size, seed: int, digits: Digits, logs: VariantLogs, step: Call
                 )
             )
             _write(logs[init.variant], activation, report)
-            add_histograms_along(logs[init.variant], f"{tags.HISTOGRAMS}/{label} nets", _values(net, x))
+            if activation in HISTOGRAMS:
+                tag = f"{tags.HISTOGRAMS}/{label}, {HISTOGRAMS[activation]}"
+                add_histograms_along(logs[init.variant], tag, _values(net, x))
             step(f"part 2: a {label} net with variance {init.variance}")
     return found
 
@@ -85,12 +88,12 @@ def _write(writer: SummaryWriter, activation: str, report: SignalReport) -> None
 
 @torch.no_grad()
 def _values(net: torch.nn.Sequential, x: Tensor) -> list[Tensor]:
-    """The activations of every hidden layer; of rectifiers log10 of what is not 0, of the others the values."""
+    """The activations of every hidden layer; of a rectifier log10 of what is not 0, of the others the values."""
     values = []
     for layer in net:
         x = layer(x)
-        if isinstance(layer, (nn.ReLU, nn.LeakyReLU)):
-            values.append(x[x != 0].abs().log10())
+        if isinstance(layer, nn.ReLU):
+            values.append(x[x > 0].log10())
         elif not isinstance(layer, nn.Linear):
             values.append(x)
     return values

@@ -5,6 +5,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from rich.console import Console
 from sklearn import datasets
@@ -88,9 +89,14 @@ def test_one_thread_inside_and_as_before_outside() -> None:
     assert {pool["filepath"]: pool["num_threads"] for pool in threadpool_info()} == pools
 
 
-def test_how_to_open_quotes_a_path_with_a_space() -> None:
-    assert how_to_open(Path("runs/x")).startswith("make tensorboard   (or: tensorboard --logdir runs/x --port 6006)")
-    assert 'tensorboard --logdir "/tmp/my logs/x" --port 6006' in how_to_open(Path("/tmp/my logs/x"))
+def test_how_to_open_names_a_command_that_works_from_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    monkeypatch.setattr("sys.executable", str(Path.cwd() / ".venv" / "bin" / "python"))
+    command, address = how_to_open(Path("runs/x")).splitlines()
+    assert command == "make tensorboard   (or: .venv/bin/python -m tensorboard.main --logdir runs/x --port 6006)"
+    assert address == "then look at http://localhost:6006/?smoothing=0"
+    monkeypatch.setattr("sys.executable", "/elsewhere/bin/python")
+    assert 'python -m tensorboard.main --logdir "/tmp/my logs/x"' in how_to_open(Path("/tmp/my logs/x"))
 
 
 def test_heat_map_colours_by_growth() -> None:
@@ -99,7 +105,7 @@ def test_heat_map_colours_by_growth() -> None:
     blue, red = (image.cmap(image.norm(value)) for value in np.log10([0.5, 2.0]))
     assert blue[2] > blue[0]
     assert red[0] > red[2]
-    assert [text.get_text() for text in figure.axes[0].texts] == ["×0.5", "×2"]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["×0.500", "×2.000"]
 
 
 def test_doctests() -> None:

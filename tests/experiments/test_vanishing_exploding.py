@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,12 @@ import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from experiments.digits import load_digits
+from experiments.mean_field import expect
 from experiments.vanishing_exploding import linear_nets, reading, tags
 from experiments.vanishing_exploding.__main__ import Results, main
+from experiments.vanishing_exploding.settings import ACTIVATIONS, NAME, Config, Growth, Size
 from experiments.vanishing_exploding.settings import INITS as INIT_LIST
-from experiments.vanishing_exploding.settings import NAME, Config, Growth, Size
 from experiments.vanishing_exploding.training import Epoch, Training
 from tests.experiments._runs import MODULE, ROOT, QuickRun
 
@@ -86,14 +89,15 @@ def test_each_init_has_curves_histograms_and_a_row_of_hparams(run: QuickRun, var
     # The same over training steps, layer by layer, is written by the monitor: its third and fourth group.
     for group in (tags.MONITOR + 2, tags.MONITOR + 3):
         assert sum(tag.startswith(f"{group} ") for tag in scalars) == 30
-    assert len(events.Histograms(f"{tags.HISTOGRAMS}/tanh nets")) == 19  # hidden layers of 20
+    for card in ("ReLU, log10 if not 0", "tanh, untrained", "sigmoid, untrained"):
+        assert len(events.Histograms(f"{tags.HISTOGRAMS}/{card}")) == 19  # hidden layers of 20
     hparams = {"_hparams_/experiment", "_hparams_/session_start_info", "_hparams_/session_end_info"}
     assert hparams <= set(events.summary_metadata)
 
 
 def test_summary_holds_the_reading_and_the_heat_map(run: QuickRun) -> None:
     events = read(run.folder / "summary")
-    (text,) = events.Tensors("What was measured and what it means/text_summary")
+    (text,) = events.Tensors("0 What was measured and what it means/text_summary")
     assert text.tensor_proto.string_val[0].decode() == (run.folder / "report.md").read_text(encoding="utf-8")
     (image,) = events.Images(f"{tags.FIGURES}/init × activation")
     assert image.width > 800
@@ -107,7 +111,7 @@ def test_prints_one_table_its_reading_and_how_to_see_the_curves(run: QuickRun) -
         assert f"{claim['text']} {claim['evidence']}" in text
     assert text.count("Held:") == 8
     assert text.count("Not judged:") == 2
-    assert "tensorboard --logdir" in text
+    assert "-m tensorboard.main --logdir" in text
     assert "http://localhost:6006/?smoothing=0" in text
     assert max(map(len, run.stdout.splitlines()[:40])) <= 80
 
@@ -214,6 +218,23 @@ def test_reading_says_so_when_a_claim_does_not_hold() -> None:
     assert outcomes(sixth_digit, ALL_AS_TOLD)[linear] is False
     assert outcomes(LINEAR_GROWTH, {**ALL_AS_TOLD, "2/n": 0.5})[learns] is False
     assert outcomes(LINEAR_GROWTH, {**ALL_AS_TOLD, "1/n": 0.5})[stuck] is False
+
+
+def test_page_in_the_docs_shows_the_table_of_this_experiment() -> None:
+    page = (ROOT / "docs" / "vanishing_exploding.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| ")]
+    shown = {(row[0], row[1]): row for row in rows if len(row) == 7 and row[0] != "net"}
+    assert len(shown) == 20
+    size, x = Size(), load_digits(seed=0, dtype=torch.float64).x_train[:256]
+    sizes = [64] + [size.signal_width] * (size.signal_depth - 1) + [10]
+    for activation, label in ACTIVATIONS.items():
+        for init in INIT_LIST:
+            variances = [init.formula(n_in, n_out) for n_in, n_out in pairwise(sizes)]
+            known = expect(activation, sizes, variances, float(x.square().mean()))
+            _, _, forward, known_forward, backward, known_backward, _ = shown[label, init.variance]
+            assert (known_forward, known_backward) == (f"{known.forward_growth:.3f}", f"{known.backward_growth:.3f}")
+            assert float(forward) == pytest.approx(known.forward_growth, rel=0.04)
+            assert float(backward) == pytest.approx(known.backward_growth, rel=0.04)
 
 
 @pytest.mark.cuda
