@@ -69,7 +69,7 @@ def run(config: Config, family: Family, width: int, depth: int) -> Iterator[Case
         net = family.build(width, depth, seed)
         x = torch.randn(config.batch, width, generator=torch.Generator().manual_seed(10_000 + seed))
         torch.manual_seed(seed)  # dropout masks
-        verdict = probe(net, x).verdict
+        verdict = probe(net, x, theory=False).verdict
         for direction, growth, found in (
             ("forward", family.forward, verdict.forward),
             ("backward", family.backward, verdict.backward),

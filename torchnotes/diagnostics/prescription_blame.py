@@ -101,10 +101,10 @@ def ideal_gain(function: Elementwise) -> float | None:
     does neither (the sigmoid, whose mean of ½ hides the signal) keeps gradients at no gain worth having. Any other is
     held at q = 1, where the data are.
     """
-    ends = torch.tensor([-1e6, 1e6], dtype=torch.float64)
+    ends = torch.tensor([-1e6, 1e6], dtype=torch.float64, device="cpu")
     with torch.no_grad():
         bounded = bool((function(ends).abs() < 1e3).all())
-        zero = function(torch.zeros(1, dtype=torch.float64)).abs().item()
+        zero = function(torch.zeros(1, dtype=torch.float64, device="cpu")).abs().item()
     if not bounded or is_homogeneous(function):
         second = activation_moments(function).second
         return 1 / math.sqrt(second) if second > 0 else None

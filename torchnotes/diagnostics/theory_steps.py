@@ -355,7 +355,7 @@ def weighted(
     sums = rows.reshape(rows.shape[0], -1).sum(1)
     met = taps_in / rows[0].numel()  # of independent weights a part is met: the sums' variance shrinks by that part
     second = float(values.square().mean())
-    offset = torch.zeros(1, dtype=torch.float64) if bias is None else bias.detach().double()
+    offset = torch.zeros(1, dtype=torch.float64, device="cpu") if bias is None else bias.detach().double()
     return Weighted(
         label,
         taps_in * second,
