@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,9 +74,9 @@ def bytes_kept(forward: Callable[[], Tensor], given: Iterable[Tensor]) -> int:
         storages[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    alive: list[Any] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: alive.append(keep(t)) or t, lambda t: t):
-        alive.append(keep(forward()))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = keep(forward())  # bound until the count is done: a storage freed before could be counted twice
     for tensor in given:
         storages.pop(tensor.untyped_storage().data_ptr(), None)
+    del output
     return sum(storages.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -75,7 +76,9 @@ def _without_gradient() -> Iterator[Case]:
         )
 
 
-def _dense(n: int, batch: int, **reach: float) -> Case:
+def _dense(
+    n: int, batch: int, reach: float, reach_compiled: float | None = None, reach_bytes: float | None = None
+) -> Case:
     def theirs(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return F.dropout(F.relu(F.linear(x, weight, bias)), 0.2)
 
@@ -85,7 +88,9 @@ def _dense(n: int, batch: int, **reach: float) -> Case:
         partial(ops.dense, activation="relu", keep_prob=0.8),
         theirs,
         _normal((batch, n), (n, n), (n,)),
-        **reach,
+        reach=reach,
+        reach_compiled=reach_compiled,
+        reach_bytes=reach_bytes,
     )
 
 
@@ -98,7 +103,7 @@ def _mlp(sizes: list[int], batch: int, reach: float | None = None) -> Case:
     torch.manual_seed(0)
     ours = tn.MLP(sizes)
     layers: list[nn.Module] = []
-    for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True):
+    for n_in, n_out in pairwise(sizes):
         layers += [nn.Linear(n_in, n_out), nn.ReLU()]
     theirs = nn.Sequential(*layers[:-1])
     theirs.load_state_dict(ours.state_dict())

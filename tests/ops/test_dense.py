@@ -20,7 +20,7 @@ def tensors(m: int = 6, n_in: int = 3, n_out: int = 4, dtype: torch.dtype = torc
 @pytest.mark.parametrize(("activation", "keep_prob"), list(itertools.product(ACTIVATIONS, [1.0, 0.7])))
 @pytest.mark.parametrize("rows", [6, 1500])
 def test_it_is_linear_activation_dropout(activation: str, keep_prob: float, rows: int):
-    # Composed of the single ops, with the same mask; 1500 × 256 is large enough for the block-wise arithmetic.
+    # Composed of the single ops, with the same mask; the larger net draws its mask in more than one word.
     x, weight, bias = tensors(m=rows, n_out=4 if rows == 6 else 256)
     g = {**vars(ops), "identity": lambda z: z}[activation]
 

@@ -13,6 +13,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
 
 from tests.ops._table import CASES, ELEMENTWISE, LINEAR, Case, each
+from torchnotes.ops.kernels import memory, random_mask
 
 LOW = (torch.bfloat16, torch.float16)
 # Half precision rounds each operation of a backward to 2^-8 or 2^-11; four of them, and a sum of five terms.
@@ -231,9 +232,34 @@ def test_nan_in_nan_out(case: Case):
 
 @each(ELEMENTWISE)
 def test_large_tensors_take_the_same_values(case: Case):
-    # Large enough for the block-wise arithmetic, with a last block that is not full.
+    # Large enough for the mask to be drawn block by block, with a last block that is not full.
     x = torch.randn(2**20 + 17, generator=torch.Generator().manual_seed(4)).requires_grad_()
     assert_same(value_and_gradients(case.ours, (x,)), value_and_gradients(case.twin, (x,)), rtol=1e-5, atol=1e-6)
+
+
+@each(ELEMENTWISE)
+def test_memory_asked_for_beforehand_changes_nothing(case: Case, monkeypatch: pytest.MonkeyPatch):
+    inputs = case.inputs()
+    expected = value_and_gradients(case.ours, inputs)
+    asked = []
+    monkeypatch.setattr(memory, "_ask_for_large_pages", asked.append)
+    monkeypatch.setattr(memory, "LARGE", 1)
+    monkeypatch.setattr(random_mask, "_SMALL", 1)
+    assert_same(value_and_gradients(case.ours, inputs), expected, rtol=1e-15, atol=1e-15)
+    assert len(asked) >= 1  # it did take that way
+    assert gradcheck(case.ours, inputs, check_forward_ad=True, check_batched_grad=True)
+    assert gradgradcheck(case.ours, inputs)
+
+
+def test_large_memory_is_asked_for_on_a_cpu_and_only_then():
+    with torch.no_grad():
+        large = torch.empty(memory.LARGE, dtype=torch.uint8)
+        result = memory.large_like(large)
+        assert result.shape == large.shape
+        assert result.fill_(1).sum() == memory.LARGE
+        assert memory.large_like(large[1:]) is None
+        assert memory.large_like(large.to("meta")) is None
+    assert memory.large_like(torch.empty(memory.LARGE, dtype=torch.uint8)) is None  # someone might differentiate
 
 
 @each(ELEMENTWISE)

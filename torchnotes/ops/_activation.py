@@ -19,8 +19,6 @@ from torch import Tensor
 
 from torchnotes.ops._function import may_overwrite
 
-_BLOCK = 1 << 18  # elements that stay in the cache from one pass to the next
-
 
 @dataclass(frozen=True)
 class Activation:
@@ -29,41 +27,53 @@ class Activation:
     Attributes:
         forward: (z, α) to g(z).
         forward_: the same in place.
-        backward: (ā, a, α) to z̄ = ā · s(a) with a = g(z), in arithmetic that autograd can differentiate.
+        slope: (a, α) to s(a) = g'(z) for a = g(z), in arithmetic that autograd can differentiate; None for 1.
         zero_at_zero: whether s(0) = 0.
+        scale_free: whether s(c a) = s(a) for every c > 0, so that p y need not be formed.
     """
 
     forward: Callable[[Tensor, float], Tensor]
     forward_: Callable[[Tensor, float], Tensor]
-    backward: Callable[[Tensor, Tensor, float], Tensor]
+    slope: Callable[[Tensor, float], Tensor] | None
     zero_at_zero: bool
+    scale_free: bool
+
+
+def _leaky_slope(a: Tensor, alpha: float) -> Tensor:
+    if alpha <= 1:
+        return a.sign().clamp_min(alpha)  # sign is 1 above zero, 0 or −1 elsewhere
+    return torch.where(a > 0, torch.ones_like(a), alpha)
 
 
 ACTIVATIONS = {
-    "identity": Activation(lambda z, _: z, lambda z, _: z, lambda grad, _, __: grad, zero_at_zero=False),
+    "identity": Activation(lambda z, _: z, lambda z, _: z, None, zero_at_zero=False, scale_free=True),
     "relu": Activation(
         lambda z, _: z.clamp_min(0),
         lambda z, _: z.clamp_min_(0),
-        lambda grad, a, _: a.sign() * grad,
+        lambda a, _: a.sign(),
         zero_at_zero=True,
+        scale_free=True,
     ),
     "sigmoid": Activation(
         lambda z, _: torch.sigmoid(z),
         lambda z, _: z.sigmoid_(),
-        lambda grad, a, _: (1 - a) * a * grad,
+        lambda a, _: torch.rsub(a, 1) * a,
         zero_at_zero=True,
+        scale_free=False,
     ),
     "tanh": Activation(
         lambda z, _: torch.tanh(z),
         lambda z, _: z.tanh_(),
-        lambda grad, a, _: (1 - a * a) * grad,
+        lambda a, _: torch.rsub(a * a, 1),
         zero_at_zero=False,
+        scale_free=False,
     ),
     "leaky_relu": Activation(
         torch.nn.functional.leaky_relu,
         torch.nn.functional.leaky_relu_,
-        lambda grad, a, alpha: torch.where(a > 0, grad, grad * alpha),
+        _leaky_slope,
         zero_at_zero=False,
+        scale_free=True,
     ),
 }
 
@@ -76,43 +86,22 @@ def needs_mask(activation: str) -> bool:
 def activate(z: Tensor, activation: str, alpha: float, mask: Tensor | None, scale: float, *, overwrite: bool) -> Tensor:
     """Form y = g(z) · mask · scale, in the memory of z where ``overwrite`` allows it: z was made by the caller."""
     g = ACTIVATIONS[activation]
-    if not overwrite or (mask is not None and not _aligned(z, mask)):
+    if not overwrite:
         a = g.forward(z, alpha)
         return a if mask is None else a * mask * scale
-    if mask is None:
-        return g.forward_(z, alpha)
-    for z_block, mask_block in _blocks(z, mask.view(torch.uint8)):
-        g.forward_(z_block, alpha).mul_(mask_block.to(z.dtype)).mul_(scale)
-    return z
+    a = g.forward_(z, alpha)
+    return a if mask is None else a.mul_(mask.to(a.dtype)).mul_(scale)
 
 
 def through(grad_y: Tensor, y: Tensor, activation: str, alpha: float, mask: Tensor | None, scale: float) -> Tensor:
     """Form z̄ = ȳ · d/p · s(p y), with scale = 1/p and the mask d where it was needed."""
-    if scale != 1 and y.numel() > _BLOCK and may_overwrite(grad_y) and _aligned(grad_y, y, *_present(mask)):
-        grad_z = torch.empty_like(y)
-        masks = () if mask is None else (mask.view(torch.uint8),)
-        for grad_z_block, grad_block, y_block, *mask_block in _blocks(grad_z, grad_y, y, *masks):
-            block = mask_block[0].to(y.dtype) if mask_block else None
-            grad_z_block.copy_(_through(grad_block, y_block, activation, alpha, block, scale))
-        return grad_z
-    return _through(grad_y, y, activation, alpha, mask, scale)
-
-
-def _through(grad_y: Tensor, y: Tensor, activation: str, alpha: float, mask: Tensor | None, scale: float) -> Tensor:
-    backward = ACTIVATIONS[activation].backward
+    g = ACTIVATIONS[activation]
     if scale == 1:
-        return backward(grad_y, y, alpha)
-    grad_a = grad_y * scale if mask is None else grad_y * mask * scale
-    return backward(grad_a, y / scale, alpha)
-
-
-def _present(mask: Tensor | None) -> tuple[Tensor, ...]:
-    return () if mask is None else (mask,)
-
-
-def _aligned(*tensors: Tensor) -> bool:
-    return all(tensor.is_contiguous() for tensor in tensors)
-
-
-def _blocks(*tensors: Tensor) -> zip[tuple[Tensor, ...]]:
-    return zip(*(tensor.view(-1).split(_BLOCK) for tensor in tensors), strict=True)
+        return grad_y if g.slope is None else g.slope(y, alpha) * grad_y
+    if g.slope is None:
+        return grad_y * scale if mask is None else grad_y * mask * scale
+    slope = g.slope(y if g.scale_free else y / scale, alpha)
+    if may_overwrite(grad_y):  # the same in the slope's memory
+        slope.mul_(grad_y).mul_(scale)
+        return slope if mask is None else slope.mul_(mask.to(slope.dtype))
+    return slope * grad_y * scale if mask is None else slope * grad_y * scale * mask

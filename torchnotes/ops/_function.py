@@ -53,12 +53,13 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 
 def save(ctx: Any, *tensors: Tensor | None) -> None:
     """Keep inputs or outputs for ``backward`` and for ``jvp``; both read them from ``ctx.saved_tensors``."""
     ctx.save_for_backward(*tensors)
-    if not torch.compiler.is_compiling():  # the compiled variant has no jvp, and the compiler knows no such method
+    if forward_ad._current_level >= 0:
         ctx.save_for_forward(*tensors)
 
 
@@ -77,9 +78,7 @@ def may_overwrite(incoming: Tensor) -> bool:
 
 def plain_eager() -> bool:
     """Whether nothing but ordinary evaluation and backward is going on: no transform, no forward mode, no compiler."""
-    return not (
-        torch.compiler.is_compiling() or not _FAST_PATH or _transforms_active() or forward_ad._current_level >= 0
-    )
+    return not (is_compiling() or not _FAST_PATH or _transforms_active() or forward_ad._current_level >= 0)
 
 
 class Op(torch.autograd.Function):
@@ -95,6 +94,7 @@ class Op(torch.autograd.Function):
     generate_vmap_rule = True
     autocast: ClassVar[Literal["low", "float32"] | None] = None
     _eager: ClassVar[type[Op]]
+    _fast_apply: ClassVar[Any]  # C++'s apply; Function.apply, above it, binds the signature anew on each call
 
     def __init_subclass__(cls) -> None:
         """Move ``jvp`` to a variant for eager use: the compiler refuses any Function that has one."""
@@ -106,6 +106,7 @@ class Op(torch.autograd.Function):
             names = {"jvp": vars(cls)["jvp"], "_eager": None, "__module__": cls.__module__}
             del cls.jvp
             cls._eager = cast("type[Op]", type(cls.__name__, (cls,), names))
+        cls._fast_apply = getattr(super(torch.autograd.Function, cls._eager), "apply", None)
 
     @classmethod
     def call(cls, *args: Any) -> Any:
@@ -119,14 +120,13 @@ class Op(torch.autograd.Function):
         """
         if cls.autocast is not None:
             args = _autocast(cls.autocast, args)
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return cls.apply(*args)
         if not _FAST_PATH or _transforms_active():
             return cls._eager.apply(*args)
         if forward_ad._current_level < 0 and not _wants_gradient(args):
             return cls.forward(*args)
-        # Function.apply binds the signature anew on each call; the C++ method beneath it does not.
-        return super(torch.autograd.Function, cls._eager).apply(*args)  # type: ignore[misc]
+        return cls._fast_apply(*args)
 
 
 def _wants_gradient(args: tuple[Any, ...]) -> bool:

@@ -10,8 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torchnotes._checks import check_floating, check_in_range
-from torchnotes.ops._function import Op, may_overwrite, save
+from torchnotes.ops._function import Op, save
 from torchnotes.ops._refuse import refuse_inplace
+from torchnotes.ops.kernels.memory import large_like
 
 
 class LeakyReLUFunction(Op):
@@ -19,7 +20,10 @@ class LeakyReLUFunction(Op):
 
     @staticmethod
     def forward(x: Tensor, slope: float) -> Tensor:
-        return torch.nn.functional.leaky_relu(x, slope)  # in one pass
+        out = large_like(x)
+        if out is None:
+            return torch.nn.functional.leaky_relu(x, slope)  # in one pass
+        return torch.nn.functional.leaky_relu_(out.copy_(x), slope)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -29,8 +33,10 @@ class LeakyReLUFunction(Op):
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, None]:
         (x_or_y,) = ctx.saved_tensors
-        if 0 <= ctx.slope <= 1 and may_overwrite(grad_y):
-            return x_or_y.sign().clamp_min_(ctx.slope).mul_(grad_y), None  # sign is 1 above zero, 0 or −1 elsewhere
+        if 0 <= ctx.slope <= 1:
+            out = large_like(grad_y)
+            slope = torch.clamp_min(torch.sign(x_or_y, out=out), ctx.slope, out=out)  # of 1, 0 or −1
+            return torch.mul(slope, grad_y, out=out), None
         return torch.where(x_or_y > 0, grad_y, grad_y * ctx.slope), None
 
     @staticmethod

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from torchnotes._checks import check_floating
-from torchnotes.ops._function import Op, may_overwrite, save
+from torchnotes.ops._function import Op, save
 from torchnotes.ops._refuse import refuse_inplace
+from torchnotes.ops.kernels.memory import large_like
 
 
 class ReLUFunction(Op):
@@ -17,7 +19,7 @@ class ReLUFunction(Op):
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        return x.clamp_min(0)
+        return torch.clamp_min(x, 0, out=large_like(x))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -26,9 +28,8 @@ class ReLUFunction(Op):
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> Tensor:
         (y,) = ctx.saved_tensors
-        if may_overwrite(grad_y):
-            return y.sign().mul_(grad_y)
-        return y.sign() * grad_y
+        out = large_like(grad_y)
+        return torch.mul(torch.sign(y, out=out), grad_y, out=out)
 
     jvp = backward
 

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torchnotes._checks import check_floating
-from torchnotes.ops._function import Op, may_overwrite, save
+from torchnotes.ops._function import Op, save
+from torchnotes.ops.kernels.memory import large_like
 
 
 class SigmoidFunction(Op):
@@ -17,7 +18,9 @@ class SigmoidFunction(Op):
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        return torch.sigmoid(x)  # 1 / (1 + e⁻ˣ) in one pass; e⁻ˣ = inf for x ≪ 0 gives y = 0, as it should
+        return torch.sigmoid(
+            x, out=large_like(x)
+        )  # 1 / (1 + e⁻ˣ) in one pass; e⁻ˣ = inf for x ≪ 0 gives y = 0, as it should
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -26,9 +29,10 @@ class SigmoidFunction(Op):
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> Tensor:
         (y,) = ctx.saved_tensors
-        if may_overwrite(grad_y):
-            return (1 - y).mul_(y).mul_(grad_y)
-        return (1 - y) * y * grad_y
+        out = large_like(grad_y)
+        if out is None:
+            return torch.rsub(y, 1) * y * grad_y
+        return torch.neg(y, out=out).add_(1).mul_(y).mul_(grad_y)  # the same in one piece of memory
 
     jvp = backward
 

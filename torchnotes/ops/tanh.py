@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torchnotes._checks import check_floating
-from torchnotes.ops._function import Op, may_overwrite, save
+from torchnotes.ops._function import Op, save
+from torchnotes.ops.kernels.memory import large_like
 
 
 class TanhFunction(Op):
@@ -17,7 +18,9 @@ class TanhFunction(Op):
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        return torch.tanh(x)  # (eˣ − e⁻ˣ) / (eˣ + e⁻ˣ) as written is inf / inf for |x| > 88 in float32
+        return torch.tanh(
+            x, out=large_like(x)
+        )  # (eˣ − e⁻ˣ) / (eˣ + e⁻ˣ) as written is inf / inf for |x| > 88 in float32
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -26,9 +29,9 @@ class TanhFunction(Op):
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> Tensor:
         (y,) = ctx.saved_tensors
-        if may_overwrite(grad_y):
-            return torch.addcmul(y.new_ones(()), y, y, value=-1).mul_(grad_y)
-        return (1 - y * y) * grad_y
+        out = large_like(grad_y)
+        grad_times_y = torch.mul(grad_y, y, out=out)
+        return torch.addcmul(grad_y, grad_times_y, y, value=-1, out=out)  # ȳ − ȳ y · y
 
     jvp = backward
 

@@ -13,9 +13,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from torchnotes.ops._function import plain_eager
+from torchnotes.ops.kernels.memory import large_like
+
 LEVELS = 1 << 16  # values of one 16-bit lane
 _LANES = 4  # lanes of one 64-bit draw
-_BLOCK = 1 << 19  # elements that stay in the cache between the three passes of `scale_kept`
+# All of int64 but its largest value. `Tensor.random_()` would leave the sign bit of one lane in four constant.
+_WORDS = (-(1 << 63), (1 << 63) - 1)
+_BLOCK = 1 << 20  # elements whose random numbers are drawn at a time
+_SMALL = 1 << 12  # elements below which a call costs more than its work
 
 
 def realised_count(keep_prob: float) -> int:
@@ -25,21 +31,28 @@ def realised_count(keep_prob: float) -> int:
 
 def keep_mask(shape: Sequence[int], device: torch.device, count: int, generator: torch.Generator | None) -> Tensor:
     """A boolean mask of a shape, each entry True with probability ``count`` / 65536, in the order of the indices."""
-    size = math.prod(shape)
-    # All of int64 but its largest value. `Tensor.random_()` would leave the sign bit of one lane in four constant.
-    words = torch.randint(
-        -(1 << 63), (1 << 63) - 1, ((size + _LANES - 1) // _LANES,), device=device, generator=generator
-    )
-    lanes = words.view(torch.int16)[:size]
-    return (lanes < count - LEVELS // 2).view(shape)
+    size, threshold = math.prod(shape), count - LEVELS // 2
+    if size > _BLOCK and device.type == "cpu" and plain_eager():
+        return _keep_mask_in_blocks(size, threshold, generator).view(shape)
+    words = torch.randint(*_WORDS, ((size + _LANES - 1) // _LANES,), device=device, generator=generator)
+    return (words.view(torch.int16)[:size] < threshold).view(shape)
+
+
+def _keep_mask_in_blocks(size: int, threshold: int, generator: torch.Generator | None) -> Tensor:
+    """The same numbers drawn into a piece of memory that stays in the cache."""
+    mask = torch.empty(size, dtype=torch.bool)
+    words = torch.empty(_BLOCK // _LANES, dtype=torch.int64)
+    for block in mask.split(_BLOCK):
+        drawn = words[: (len(block) + _LANES - 1) // _LANES]
+        torch.randint(*_WORDS, drawn.shape, generator=generator, out=drawn)
+        torch.lt(drawn.view(torch.int16)[: len(block)], threshold, out=block)
+    return mask
 
 
 def scale_kept(x: Tensor, mask: Tensor, scale: float, *, overwrite: bool) -> Tensor:
-    """Form x · mask · scale, in blocks and without temporaries where ``overwrite`` allows it."""
-    if not (overwrite and x.numel() > _BLOCK and x.is_contiguous() and mask.is_contiguous()):
+    """Form x · mask · scale, without temporaries where ``overwrite`` allows it."""
+    if not overwrite or x.numel() < _SMALL:
         return x * mask * scale
-    y = torch.empty_like(x)
-    blocks = (tensor.view(-1).split(_BLOCK) for tensor in (y, x, mask.view(torch.uint8)))
-    for y_block, x_block, mask_block in zip(*blocks, strict=True):
-        y_block.copy_(mask_block).mul_(x_block).mul_(scale)
-    return y
+    large = large_like(x)
+    y = torch.empty_like(x) if large is None else large
+    return y.copy_(mask.view(torch.uint8)).mul_(x).mul_(scale)  # three times as fast as a product with booleans
