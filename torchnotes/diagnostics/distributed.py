@@ -30,7 +30,7 @@ def pool(parts: Sequence[Moments]) -> Moments:
     """The moments of all values together, from those of the parts.
 
     With n_i finite values each: E[x²] = Σ n_i E_i[x²]/n, and the variance within the parts adds to that between them,
-    σ² = Σ n_i (σ_i² + (x̄_i − x̄)²)/n; all of it divided by the largest magnitude first.
+    σ² = Σ n_i (σ_i² + (x̄_i − x̄)²)/n; all of it divided by the largest rms first.
 
     >>> from torchnotes.diagnostics import moments
     >>> whole = pool([moments(torch.tensor([1.0, 2.0])), moments(torch.tensor([6.0]))])
@@ -43,19 +43,21 @@ def pool(parts: Sequence[Moments]) -> Moments:
     if total == 0:
         nan = math.nan
         return Moments(count, nan, nan, nan, nan, nan, nan, None, nonfinite)
-    scale = max(p.max_abs for _, p in sizes) or 1.0
-    square = sum(n * (10 ** (p.log10_rms - math.log10(scale))) ** 2 for n, p in sizes) / total
+    exponent = max(p.log10_rms for _, p in sizes)
+    exponent = exponent if math.isfinite(exponent) else 0.0
+    scale = 10.0**exponent
+    square = sum(n * 10 ** (2 * (p.log10_rms - exponent)) for n, p in sizes) / total
     mean = sum(n * (p.mean / scale) for n, p in sizes) / total
     variance = sum(n * ((p.std / scale) ** 2 + (p.mean / scale - mean) ** 2) for n, p in sizes) / total
     saturated = [p.count * p.share_saturated for p in parts if p.share_saturated is not None]
     return Moments(
         count=count,
-        log10_rms=math.log10(scale) + math.log10(square) / 2 if square else -math.inf,
+        log10_rms=exponent + math.log10(square) / 2 if square else -math.inf,
         rms=scale * math.sqrt(square),
         mean=scale * mean,
         std=scale * math.sqrt(variance),
         max_abs=max(p.max_abs for _, p in sizes),
-        share_zero=sum(p.count * p.share_zero for _, p in sizes) / count,
+        share_zero=sum(p.count * p.share_zero for p in parts if p.count > p.nonfinite) / count,
         share_saturated=sum(saturated) / count if saturated else None,
         nonfinite=nonfinite,
     )

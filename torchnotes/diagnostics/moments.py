@@ -61,7 +61,7 @@ def moments(tensor: Tensor, ends: Ends | None = None) -> Moments:
 
 def measure(tensor: Tensor, ends: Ends | None = None) -> Pending:
     """Start the measurement: moments of a CPU tensor at once, of another a vector on its device, without waiting."""
-    if tensor.is_cpu and tensor.dtype is torch.float32 and tensor.layout is torch.strided and tensor.is_contiguous():
+    if _is_ordinary(tensor):
         return _of_array(tensor.detach().numpy().reshape(-1), ends)
     return _measure_any(tensor, ends)
 
@@ -71,7 +71,7 @@ def measure_scale(tensor: Tensor) -> Pending:
 
     Two dot products that come out finite and in range also say that every value was finite.
     """
-    if tensor.is_cpu and tensor.dtype is torch.float32 and tensor.layout is torch.strided and tensor.is_contiguous():
+    if _is_ordinary(tensor):
         x = tensor.detach().numpy().reshape(-1)
         if 0 < x.size:
             square, total = _sums(x)
@@ -81,6 +81,12 @@ def measure_scale(tensor: Tensor) -> Pending:
                 rms = math.sqrt(mean_square)
                 return Moments(x.size, math.log10(rms), rms, mean, math.sqrt(variance), _NAN, _NAN, None, 0)
     return measure(tensor)
+
+
+def _is_ordinary(tensor: Tensor) -> bool:
+    """Whether NumPy can read the values where they lie, in the order of memory."""
+    known = type(tensor) is Tensor or type(tensor) is nn.Parameter
+    return known and tensor.is_cpu and tensor.dtype is torch.float32 and tensor.is_contiguous()
 
 
 def _measure_any(tensor: Tensor, ends: Ends | None) -> Pending:
