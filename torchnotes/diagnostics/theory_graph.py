@@ -189,7 +189,8 @@ class Recorder(TorchFunctionMode):
             return
         found = steps_of_module(name, module, signals[0], result)
         if found is None:
-            found = [steps.Opaque(name, f"the theory does not cover {type(module).__name__} {name}")]
+            weights = any(parameter.dim() >= 2 for parameter in module.parameters())
+            found = [steps.Opaque(name, f"the theory does not cover {type(module).__name__}", mixes=weights)]
         axis = 1 if convolution else _axis_after(found[0], entry, result)
         for step in found[:-1]:
             entry = self._append(step, [entry], None, axis)
