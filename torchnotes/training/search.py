@@ -1,0 +1,368 @@
+"""Search for hyperparameters: at random, on the right scales, coarse to fine. Kept and pruned by Optuna."""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torchnotes._checks import check_in_range, describe
+from torchnotes.training.space import Dimension
+
+
+class Trial:
+    """What the objective is given.
+
+    Attributes:
+        params: the hyperparameters to try, by name.
+        number: which trial of the whole search this is, from 0; use it as a seed.
+    """
+
+    def __init__(self, trial: Any, params: dict[str, Any], number: int) -> None:
+        self._trial = trial
+        self.params = params
+        self.number = number
+
+    def report(self, step: int, value: float) -> None:
+        """Say how it goes, once an epoch say; ends the trial here if it does worse than half of the others did."""
+        import optuna
+
+        self._trial.report(value, step)
+        if self._trial.should_prune():
+            raise optuna.TrialPruned
+
+
+Objective = Callable[[Trial], float]
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial done: ``state`` is "complete", "pruned" or "failed" (then ``value`` is None)."""
+
+    number: int
+    round: int
+    params: dict[str, Any]
+    value: float | None
+    state: str
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Attributes:
+        best_params: the hyperparameters of the best trial.
+        best_value: its value.
+        trials: all trials, in order.
+        importance: the share of the variance of the values that each hyperparameter explains (fANOVA), largest first;
+            empty with fewer than four complete trials or without scikit-learn.
+    """
+
+    best_params: dict[str, Any]
+    best_value: float
+    trials: tuple[TrialRecord, ...]
+    importance: dict[str, float]
+
+    def __str__(self) -> str:
+        done = [trial.state for trial in self.trials]
+        counts = ", ".join(f"{done.count(state)} {state}" for state in ("complete", "pruned", "failed"))
+        lines = [f"best {self.best_value:.4g} of {len(done)} trials ({counts})"]
+        for name, value in self.best_params.items():
+            shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+            weight = f"   importance {self.importance[name]:.2f}" if name in self.importance else ""
+            lines.append(f"  {name} = {shown}{weight}")
+        return "\n".join(lines)
+
+
+def search(
+    objective: Objective,
+    space: Mapping[str, Dimension],
+    *,
+    trials: int = 20,
+    rounds: int = 1,
+    keep: float = 0.25,
+    direction: str = "minimize",
+    prune: bool = True,
+    workers: int = 1,
+    store: str | os.PathLike[str] | None = None,
+    name: str = "search",
+    seed: int = 0,
+) -> SearchResult:
+    """Search a space of hyperparameters at random, coarse to fine.
+
+    At random and not on a grid: of 25 trials on a 5 × 5 grid only 5 values of the learning rate are ever tried; drawn
+    at random, all 25 differ, and no one knows beforehand which hyperparameter matters. Each on its own scale: learning
+    rates as :class:`LogUniform`, β as :class:`OneMinusLog`. In order of importance: the learning rate; then momentum,
+    batch size and hidden units; then layers and decay.
+
+    With ``rounds`` above 1 the trials are shared out; each round draws from the range of the best ``keep`` of all
+    trials before it. Each trial's hyperparameters depend only on the seed, its place, and the results of earlier
+    rounds: not on how many workers there are, nor on interruptions. (Which trials are pruned does depend on the order
+    in which they run.)
+
+    Tending one model over time instead (where there is power for one only) is what
+    :class:`torchnotes.optim.lr_scheduler.ManualDecay` is for.
+
+    Args:
+        objective: ``objective(trial) -> float``; reads ``trial.params``, may call ``trial.report(epoch, value)``. A
+            ``FloatingPointError`` (a loss that is no longer finite) or a result of NaN counts as a failed trial.
+        space: hyperparameters by name: :class:`LogUniform`, :class:`OneMinusLog`, :class:`Uniform`, :class:`Integer`,
+            :class:`Choice`.
+        trials: trials in all.
+        rounds: how often to narrow the space, plus one.
+        keep: the part of the trials that counts as good.
+        direction: ``"minimize"`` or ``"maximize"``.
+        prune: end a trial whose reports are worse than the median of the others' at the same step.
+        workers: processes on this machine; the objective must then be importable.
+        store: where the trials are kept: a file (Optuna's journal), or a database URL for several machines. The same
+            call with the same store goes on where it was interrupted. None keeps them in memory.
+        name: which search of the store.
+        seed: of the draws.
+
+    Returns:
+        A :class:`SearchResult`; printed, it says all of it.
+
+    Raises:
+        ModuleNotFoundError: Optuna is not installed.
+        TypeError: an objective that cannot be sent to worker processes.
+        ValueError: an empty space, an option out of range, or no trial that ended with a value.
+
+    Source: the notes, "hyperparameter tuning"; SPEC F11.
+
+    >>> from torchnotes.training import LogUniform
+    >>> result = search(lambda t: abs(math.log10(t.params["lr"]) + 2), {"lr": LogUniform()}, trials=30, rounds=3)
+    >>> 0.005 < result.best_params["lr"] < 0.02
+    True
+    """
+    _check_options(space, trials, rounds, keep, direction, workers)
+    _import_optuna()
+    with _quiet(), tempfile.TemporaryDirectory() as folder:
+        if store is None and workers > 1:
+            store = Path(folder) / "journal"
+        if workers > 1:
+            _check_picklable(objective)
+        study = _open(store, name, direction, prune)
+        _forget_interrupted(study)
+        for number in range(rounds):
+            count = trials // rounds + (number < trials % rounds)
+            first = number * (trials // rounds) + min(number, trials % rounds)
+            _enqueue(study, _narrow(space, study, number, keep), number, range(first, first + count), seed)
+            if workers == 1:
+                _work(study, objective, space)
+            else:
+                _work_in_processes(workers, (store, name, direction, prune, objective, dict(space)))
+        return _result(study, space, direction)
+
+
+def _work(study: Any, objective: Objective, space: Mapping[str, Dimension]) -> None:
+    """Take waiting trials until none is left."""
+    import optuna
+
+    failed = optuna.trial.TrialState.FAIL
+    while study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,)):
+        trial = study.ask()
+        if "place" not in trial.user_attrs:  # another worker took the last one meanwhile
+            study.tell(trial, state=failed)
+            return
+        params = {key: dimension.suggest(trial, key) for key, dimension in space.items()}
+        try:
+            value = float(objective(Trial(trial, params, trial.user_attrs["place"])))
+        except optuna.TrialPruned:
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        except FloatingPointError as error:
+            trial.set_user_attr("diverged", str(error))
+            study.tell(trial, state=failed)
+        except BaseException:
+            study.tell(trial, state=failed)
+            raise
+        else:
+            if math.isfinite(value):
+                study.tell(trial, value)
+            else:
+                trial.set_user_attr("diverged", f"the objective returned {value}")
+                study.tell(trial, state=failed)
+
+
+def _work_in_processes(workers: int, job: tuple[Any, ...]) -> None:
+    import torch
+
+    threads = max(1, torch.get_num_threads() // workers)
+    from torch.multiprocessing.spawn import spawn
+
+    spawn(_process, args=(threads, job), nprocs=workers)
+
+
+def _process(rank: int, threads: int, job: tuple[Any, ...]) -> None:
+    import torch
+
+    store, name, direction, prune, objective, space = job
+    torch.set_num_threads(threads)
+    with _quiet():
+        _work(_open(store, name, direction, prune), objective, space)
+
+
+def _open(store: str | os.PathLike[str] | None, name: str, direction: str, prune: bool) -> Any:
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
+    storage: Any = None
+    if store is not None:
+        storage = str(store)
+        if "://" not in storage:
+            storage = optuna.storages.JournalStorage(JournalFileBackend(storage))
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=5) if prune else optuna.pruners.NopPruner()
+    sampler = optuna.samplers.RandomSampler(seed=0)  # never asked: all trials are enqueued
+    return optuna.create_study(
+        storage=storage,
+        sampler=sampler,
+        pruner=pruner,
+        study_name=name,
+        direction="maximize" if direction == "maximize" else "minimize",
+        load_if_exists=True,
+    )
+
+
+def _forget_interrupted(study: Any) -> None:
+    """Trials that a process was killed in are marked as failed; their places are drawn again."""
+    import optuna
+
+    for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+
+
+def _settled(study: Any) -> dict[int, Any]:
+    """The trials that are done, by place: with a value, pruned or diverged; not those that broke off."""
+    import optuna
+
+    done = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+    found = {}
+    for trial in study.get_trials(deepcopy=False):
+        if "place" in trial.user_attrs and (trial.state in done or "diverged" in trial.user_attrs):
+            found[trial.user_attrs["place"]] = trial
+    return dict(sorted(found.items()))
+
+
+def _enqueue(study: Any, space: Mapping[str, Dimension], number: int, places: range, seed: int) -> None:
+    import optuna
+
+    waiting = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,))
+    there = {*_settled(study), *(trial.user_attrs.get("place") for trial in waiting)}
+    for place in places:
+        if place not in there:
+            random = np.random.default_rng([seed, place])
+            params = {key: space[key].draw(random) for key in sorted(space)}
+            study.enqueue_trial(params, user_attrs={"place": place, "round": number})
+
+
+def _narrow(space: Mapping[str, Dimension], study: Any, number: int, keep: float) -> Mapping[str, Dimension]:
+    """The space of a round: that of the round before, narrowed to the range of the best of all trials before."""
+    sign = -1 if study.direction.name == "MAXIMIZE" else 1
+    settled = list(_settled(study).values())
+    for earlier in range(1, number + 1):
+        before = [t for t in settled if t.user_attrs["round"] < earlier and t.state.name == "COMPLETE"]
+        tried = sum(t.user_attrs["round"] == earlier - 1 for t in settled)
+        if len(before) < 2:
+            continue
+        best = sorted(before, key=lambda t: sign * t.value)[: max(2, math.ceil(keep * len(before)))]
+        space = {key: space[key].narrowed([t.params[key] for t in best], max(tried, 2)) for key in space}
+    return space
+
+
+def _result(study: Any, space: Mapping[str, Dimension], direction: str) -> SearchResult:
+    states = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
+    records = tuple(
+        TrialRecord(
+            place,
+            trial.user_attrs["round"],
+            {key: trial.params[key] for key in space},
+            trial.value if trial.state.name == "COMPLETE" else None,
+            states[trial.state.name],
+        )
+        for place, trial in _settled(study).items()
+    )
+    complete = [record for record in records if record.value is not None]
+    if not complete:
+        raise ValueError(
+            f"at least one trial must end with a value, got none of {len(records)}; "
+            "look at the objective, or lower the upper end of the learning rate."
+        )
+    pick = min if direction == "minimize" else max
+    best = pick(complete, key=lambda record: record.value if record.value is not None else 0.0)
+    assert best.value is not None
+    return SearchResult(best.params, best.value, records, _importance(study, len(complete)))
+
+
+def _importance(study: Any, complete: int) -> dict[str, float]:
+    import importlib.util
+
+    import optuna
+
+    if complete < 4 or importlib.util.find_spec("sklearn") is None:
+        return {}
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    try:
+        found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    except RuntimeError:  # every trial had the same value: nothing to explain
+        return {}
+    return {key: float(value) for key, value in found.items()}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Optuna reports each trial on the terminal; the caller gets them as a result."""
+    import optuna
+
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
+def _import_optuna() -> None:
+    try:
+        import optuna  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "search needs Optuna, which is not installed; install it with pip install 'torchnotes[experiments]'."
+        ) from error
+
+
+def _check_picklable(objective: Objective) -> None:
+    try:
+        pickle.dumps(objective)
+    except Exception as error:
+        raise TypeError(
+            f"objective must be importable to run in several processes, got {describe(objective)}; "
+            "define it at the top of a module, or use workers=1."
+        ) from error
+
+
+def _check_options(
+    space: Mapping[str, Dimension], trials: int, rounds: int, keep: float, direction: str, workers: int
+) -> None:
+    if not space:
+        raise ValueError("space must hold at least one hyperparameter, got none; try {'lr': LogUniform(1e-4, 1.0)}.")
+    for key, dimension in space.items():
+        if not hasattr(dimension, "suggest"):
+            raise TypeError(
+                f"space[{key!r}] must be LogUniform, OneMinusLog, Uniform, Integer or Choice, got "
+                f"{describe(dimension)}; wrap the range in one of them."
+            )
+    for name, value in (("trials", trials), ("rounds", rounds), ("workers", workers)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}; it is a number of whole things.")
+    if trials < rounds:
+        raise ValueError(f"trials must be at least rounds, got {trials} and {rounds}; each round needs a trial.")
+    check_in_range(keep, "keep", 0.0, 1.0, low_open=True, remedy="it is the part of the trials that counts as good")
+    if direction not in ("minimize", "maximize"):
+        raise ValueError(f"direction must be 'minimize' or 'maximize', got {direction!r}; a cost is minimised.")
