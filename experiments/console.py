@@ -6,22 +6,15 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+from experiments.config import CommonConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
-class ExperimentConfig(Protocol):
-    """What every experiment's config has: where the logs go."""
-
-    @property
-    def log_dir(self) -> Path:
-        """TensorBoard's folder."""
-
-
-ConfigT = TypeVar("ConfigT", bound=ExperimentConfig)
+ConfigT = TypeVar("ConfigT", bound=CommonConfig)
 
 
 @dataclass(frozen=True)
@@ -119,14 +112,15 @@ def command_line(config: type[ConfigT], main: Callable[[ConfigT, Console], objec
     """Read the command line into a config, run the experiment, and leave in order when interrupted.
 
     Args:
-        config: a frozen dataclass; its fields become ``--options``, the strings below them the help.
+        config: a frozen dataclass that inherits ``CommonConfig``; its fields become ``--options``, and the strings
+            below them the help.
         main: runs the experiment.
         name: as in ``python -m experiments.NAME``.
     """
     import tyro
     from rich.console import Console
 
-    chosen = tyro.cli(config, prog=f"python -m experiments.{name}")
+    chosen = tyro.cli(config, prog=f"python -m experiments.{name}")  # a ValueError of the config's is shown by it
     console = Console()
     try:
         main(chosen, console)

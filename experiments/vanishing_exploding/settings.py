@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
+from experiments.config import CommonConfig
 from torchnotes.diagnostics import SignalReport
 
 Scheme = Literal["small", "lecun", "xavier", "he"]
@@ -45,19 +45,19 @@ INITS = (
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(CommonConfig):
     """See a deep net's signal vanish, explode and be cured by its initial weights."""
 
-    device: str = "cpu"
-    """Where to run: cpu, cuda, cuda:1, ..."""
     depth: int | None = None
     """Layers of every net; by default 150 in part 1, 50 in part 2 and 30 in part 3."""
-    seed: int = 0
-    """Of the weights, the split of the images and their order in training."""
-    log_dir: Path = Path("runs")
-    """TensorBoard's folder; this experiment writes into vanishing_exploding in it."""
-    quick: bool = False
-    """A few seconds: smaller nets, one learning rate, two epochs. Shows the machinery, not the whole story."""
+
+    def __post_init__(self) -> None:
+        """Refuse a depth over which there is no slope."""
+        super().__post_init__()
+        if self.depth is not None and self.depth < 3:
+            raise ValueError(
+                f"depth must be at least 3, got {self.depth}; growth per layer is a slope over several layers."
+            )
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,6 @@ class Size:
                 judged=False,
             )
         if config.depth is not None:
-            if config.depth < 3:
-                raise ValueError(
-                    f"depth must be at least 3, got {config.depth}; growth per layer is a slope over several layers."
-                )
             size = replace(size, linear_depth=config.depth, signal_depth=config.depth, trained_depth=config.depth)
         return size
 

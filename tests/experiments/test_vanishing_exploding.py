@@ -166,9 +166,16 @@ def test_help_names_every_option() -> None:
         assert option in done.stdout
 
 
-def test_refuses_a_depth_without_a_slope(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"depth must be at least 3, got 2; growth per layer is a slope"):
-        Size.of(Config(depth=2))
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"depth": 2}, "depth must be at least 3, got 2; growth per layer is a slope over several layers"),
+        ({"device": "gpu"}, r"device must be one that PyTorch can use here, got 'gpu' \(.+\); use --device cpu"),
+    ],
+)
+def test_refuses_options_that_cannot_be_run(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Config(**options)
 
 
 def test_sizes_are_those_of_the_story() -> None:
