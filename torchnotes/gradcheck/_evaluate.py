@@ -42,14 +42,26 @@ class LoopEvaluator:
         return objective.rows @ change.T
 
     def at(self, tensor: Tensor, i: int, h: float) -> Tensor:
-        """The change of y when one entry is moved by h; the entry is put back whatever happens."""
+        """The change of y when one entry is moved by h; the entry is put back whatever happens.
+
+        NaN where f cannot be evaluated there: a probability moved below 0, say.
+        """
         where = unravel(i, tensor.shape)
         here = tensor[where].clone()
         tensor[where] = here + h
         try:
             return (self.objective() - self.base).detach()
+        except (RuntimeError, ValueError) as error:
+            return outside_domain(self.base, error)
         finally:
             tensor[where] = here
+
+
+def outside_domain(base: Tensor, error: Exception) -> Tensor:
+    """NaN in place of a change of y that could not be computed; errors that are no fault of θ's are raised again."""
+    if isinstance(error, (torch.OutOfMemoryError, NotImplementedError)):
+        raise error
+    return torch.full_like(base, torch.nan)
 
 
 def unravel(i: int, shape: torch.Size | tuple[int, ...]) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from torchnotes.gradcheck._evaluate import outside_domain
 from torchnotes.gradcheck._measure import ULP, table_noise
 
 #: Steps of the full measurement, times the scale of the line: 4^k from 2^-32 to 2^-2.
@@ -51,6 +52,7 @@ def slope(change: Callable[[float], Tensor], exact: Tensor, *, scale: float = 1.
         scale: a step along the line that counts as large.
         size: magnitude of the costs, which bounds their round-off from below.
     """
+    change = _within_domain(change, exact)
     quick = [_five_point(change, h * scale) for h in QUICK]
     spread = (quick[0] - quick[1]).abs()
     for value in quick:
@@ -58,6 +60,18 @@ def slope(change: Callable[[float], Tensor], exact: Tensor, *, scale: float = 1.
         if bool((gap <= AGREES * exact.abs()).all()):
             return Slope(value, torch.maximum(spread, gap))
     return _measured(change, scale, size)
+
+
+def _within_domain(change: Callable[[float], Tensor], like: Tensor) -> Callable[[float], Tensor]:
+    """The same, with NaN where it cannot be evaluated."""
+
+    def guarded(h: float) -> Tensor:
+        try:
+            return change(h)
+        except (RuntimeError, ValueError) as error:
+            return outside_domain(like, error)
+
+    return guarded
 
 
 def _five_point(change: Callable[[float], Tensor], h: float) -> Tensor:
