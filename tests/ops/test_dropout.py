@@ -52,7 +52,7 @@ def test_the_notes_layer_of_fifty_units():
 @pytest.mark.parametrize("keep_prob", KEEP)
 @pytest.mark.parametrize("lag", [1, 2, 3, 4, 5, 8, 64])
 def test_neighbours_are_independent(keep_prob: float, lag: int):
-    # Four lanes share a draw, so lags 1 to 3 look within one and lags 4 and 8 at the same lane of the next.
+    # Four lanes share a word, so lags 1 to 3 look within one and lags 4 and 8 at the same lane of the next.
     m = mask_of(keep_prob).double()
     m = (m - m.mean()) / m.std()
     assert abs((m[lag:] * m[:-lag]).mean().item()) < 5 / SIZE**0.5
@@ -123,8 +123,9 @@ def test_one_mask_in_forward_backward_second_backward_and_forward_mode(size: int
         assert torch.equal(other, y)
 
 
-def test_vmap_draws_for_each_sample_or_once():
-    x = torch.ones(64, 64)
+@pytest.mark.parametrize("large", [False, True])
+def test_vmap_draws_for_each_sample_or_once(large: bool):
+    x = torch.ones(3, 2**19) if large else torch.ones(64, 64)
     for randomness, same in (("different", False), ("same", True)):
         y = torch.vmap(lambda row: dropout(row, keep_prob=0.5), randomness=randomness)(x)
         assert bool((y == y[0]).all()) == same

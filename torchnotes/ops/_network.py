@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -68,11 +69,11 @@ class NetworkFunction(Op):
                 activation, alpha, scale = ctx.layers[i]
                 grad_z = through(grad_y, y[i + 1], activation, alpha, masks[i], scale)
                 if needed[2 + 3 * i]:
-                    gradients[2 + 3 * i] = grad_z.T @ y[i]
+                    gradients[2 + 3 * i] = torch.mm(grad_z.t(), y[i])
                 if needed[3 + 3 * i]:
                     gradients[3 + 3 * i] = grad_z.sum(0)
                 if i or needed[0]:
-                    passed_down = grad_z @ weights[i]
+                    passed_down = torch.mm(grad_z, weights[i])
                     grad_below = passed_down if grad_below is None else passed_down + grad_below
             grad_y = grad_below
         gradients[0] = grad_y

@@ -71,7 +71,8 @@ def leaky_relu(
     tensor([-0.0200,  0.0000,  3.0000])
     """
     check_floating(input, "input")
-    check_in_range(negative_slope, "negative_slope", -math.inf, math.inf, remedy="the notes use 0.01")
+    if type(negative_slope) is not float or math.isnan(negative_slope):
+        check_in_range(negative_slope, "negative_slope", -math.inf, math.inf, remedy="the notes use 0.01")
     if inplace:
         refuse_inplace("leaky_relu")
     return LeakyReLUFunction.call(input, negative_slope)

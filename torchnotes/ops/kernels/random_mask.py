@@ -10,17 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
-from torchnotes.ops._function import plain_eager
 from torchnotes.ops.kernels.memory import large_like
 
 LEVELS = 1 << 16  # values of one 16-bit lane
 _LANES = 4  # lanes of one 64-bit draw
 # All of int64 but its largest value. `Tensor.random_()` would leave the sign bit of one lane in four constant.
 _WORDS = (-(1 << 63), (1 << 63) - 1)
-_BLOCK = 1 << 20  # elements whose random numbers are drawn at a time
+_BLOCK = 1 << 18  # elements whose random numbers are drawn at a time; more than these by numpy
 _SMALL = 1 << 12  # elements below which a call costs more than its work
 
 
@@ -32,20 +33,31 @@ def realised_count(keep_prob: float) -> int:
 def keep_mask(shape: Sequence[int], device: torch.device, count: int, generator: torch.Generator | None) -> Tensor:
     """A boolean mask of a shape, each entry True with probability ``count`` / 65536, in the order of the indices."""
     size, threshold = math.prod(shape), count - LEVELS // 2
-    if size > _BLOCK and device.type == "cpu" and plain_eager():
-        return _keep_mask_in_blocks(size, threshold, generator).view(shape)
+    if size > _BLOCK and device.type == "cpu" and not is_compiling():
+        seed = torch.randint(*_WORDS, (2,), generator=generator)
+        if not _is_batched(seed):
+            return _keep_mask_in_blocks(size, threshold, seed).view(shape)
     words = torch.randint(*_WORDS, ((size + _LANES - 1) // _LANES,), device=device, generator=generator)
     return (words.view(torch.int16)[:size] < threshold).view(shape)
 
 
-def _keep_mask_in_blocks(size: int, threshold: int, generator: torch.Generator | None) -> Tensor:
-    """The same numbers drawn into a piece of memory that stays in the cache."""
+def _is_batched(tensor: Tensor) -> bool:
+    """Whether `torch.vmap` has drawn one for each sample, so that there is no one number to read."""
+    try:
+        tensor.tolist()
+    except RuntimeError:
+        return True
+    return False
+
+
+def _keep_mask_in_blocks(size: int, threshold: int, seed: Tensor) -> Tensor:
+    """The same law from numpy's fastest bit generator, at half the time a word, in pieces that stay in the cache."""
+    bits = np.random.SFC64([word + (1 << 63) for word in seed.tolist()])
     mask = torch.empty(size, dtype=torch.bool)
-    words = torch.empty(_BLOCK // _LANES, dtype=torch.int64)
     for block in mask.split(_BLOCK):
-        drawn = words[: (len(block) + _LANES - 1) // _LANES]
-        torch.randint(*_WORDS, drawn.shape, generator=generator, out=drawn)
-        torch.lt(drawn.view(torch.int16)[: len(block)], threshold, out=block)
+        words = bits.random_raw((len(block) + _LANES - 1) // _LANES)
+        lanes = torch.from_numpy(words.view(np.int16))[: len(block)]
+        torch.lt(lanes, threshold, out=block)
     return mask
 
 
