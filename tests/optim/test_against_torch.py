@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tests.optim._helpers import assert_same, run, set_gradients, small_parameters
-from torchnotes.optim import Adam, GradientDescent, Momentum, RMSprop
+from torchnotes.optim import Adam, GradientDescent, Momentum, RMSprop, _rule
 
 # Each of ours beside the formula of torch.optim it coincides with.
 TWINS = {
@@ -134,8 +134,8 @@ def test_blocks_do_not_change_the_result(name, monkeypatch):
     ours, _ = _make(name)
     results = []
     for elements in (1, 10, 1 << 18):
-        monkeypatch.setattr("torchnotes.optim._rule._BLOCK_ELEMENTS", elements)
-        monkeypatch.setattr("torchnotes.optim._rule._ELEMENTS_PER_THREAD", elements)
+        monkeypatch.setattr(_rule, "_BLOCK_ELEMENTS", elements)
+        monkeypatch.setattr(_rule, "_ELEMENTS_PER_THREAD", elements)
         params = small_parameters()
         run(ours, params)
         results.append(params)

@@ -36,8 +36,9 @@ def _train(path, stop_at=None, **kwargs):
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 1))
     optimizer = optim.Adam(model.parameters(), 0.01)
     kwargs = {"epochs": 4, "batch_size": 16, "dev": (x[:20], y[:20]), "progress": False, "seed": 3, **kwargs}
-    scheduler = optim.lr_scheduler.ExponentialDecay(optimizer, 0.9)
-    callbacks = [StopAt(stop_at), EarlyStopping(patience=50)]
+    scheduler = optim.lr_scheduler.InverseTimeDecay(optimizer, 0.3)
+    # the rate is highest in the first epoch, so its weights must survive every restart
+    callbacks = [StopAt(stop_at), EarlyStopping(patience=50, monitor="lr", mode="max")]
     run = fit(
         model,
         (x, y),

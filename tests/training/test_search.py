@@ -4,8 +4,20 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
-from torchnotes.training import Choice, Integer, LogUniform, OneMinusLog, Uniform, search
+from torchnotes.training import (
+    Callback,
+    Choice,
+    Integer,
+    LogUniform,
+    OneMinusLog,
+    ReportTo,
+    Run,
+    Uniform,
+    fit,
+    search,
+)
 
 optuna = pytest.importorskip("optuna")
 
@@ -153,6 +165,41 @@ def test_poor_trials_are_pruned():
     assert states.count("pruned") >= 5
     assert pruned.best_value == search(objective, SPACE, trials=30, prune=False).best_value
     assert all(trial.value is None for trial in pruned.trials if trial.state == "pruned")
+
+
+def test_a_run_of_fit_is_pruned_between_epochs():
+    epochs = []
+
+    def objective(trial):
+        torch.manual_seed(trial.number)
+        model = torch.nn.Linear(2, 1)
+        x = torch.randn(32, 2, generator=torch.Generator().manual_seed(0))
+        data = (x, x.sum(1, keepdim=True))
+        optimizer = torch.optim.SGD(model.parameters(), trial.params["lr"])
+        loss = torch.nn.functional.mse_loss
+        run = fit(
+            model,
+            data,
+            loss=loss,
+            optimizer=optimizer,
+            epochs=8,
+            dev=data,
+            callbacks=[Epochs(), ReportTo(trial)],
+            progress=False,
+        )
+        return run.history[-1]["dev_loss"]
+
+    class Epochs(Callback):
+        def on_epoch(self, run):
+            epochs.append(run.epoch)
+
+    result = search(objective, {"lr": LogUniform(1e-4, 0.5)}, trials=14)
+    states = [trial.state for trial in result.trials]
+    assert states.count("pruned") >= 3
+    assert states.count("complete") >= 5
+    assert len(epochs) < 14 * 8
+    with pytest.raises(KeyError, match="ReportTo reports 'dev_accuracy', got a record of epoch, train_loss"):
+        ReportTo(None, "dev_accuracy").on_epoch(Run(None, None, history=[{"epoch": 1, "train_loss": 1.0}]))
 
 
 def test_diverging_trials_count_as_failed():

@@ -13,6 +13,7 @@ from torchnotes.training.early_stopping import EarlyStopping as EarlyStopping
 from torchnotes.training.evaluate import evaluate as evaluate
 from torchnotes.training.evaluate import predict as predict
 from torchnotes.training.fit import fit as fit
+from torchnotes.training.search import ReportTo as ReportTo
 from torchnotes.training.search import SearchResult as SearchResult
 from torchnotes.training.search import Trial as Trial
 from torchnotes.training.search import TrialRecord as TrialRecord
@@ -36,6 +37,7 @@ __all__ = [
     "FitDiagnosis",
     "search",
     "SearchResult",
+    "ReportTo",
     "Trial",
     "TrialRecord",
     "LogUniform",

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from torchnotes._checks import check_in_range, describe
+from torchnotes.training.callbacks import Callback, Run
 from torchnotes.training.space import Dimension
 
 
@@ -41,6 +42,34 @@ class Trial:
 
 
 Objective = Callable[[Trial], float]
+
+
+class ReportTo(Callback):
+    """A callback that reports each epoch of :func:`torchnotes.training.fit` to a trial, so that a poor one ends early.
+
+    >>> def objective(trial):
+    ...     model = ...
+    ...     run = fit(model, ..., callbacks=[ReportTo(trial)])
+    ...     return min(record["dev_loss"] for record in run.history)
+
+    Args:
+        trial: what the objective was given.
+        monitor: which entry of the history to report.
+    """
+
+    def __init__(self, trial: Trial, monitor: str = "dev_loss") -> None:
+        self.trial = trial
+        self.monitor = monitor
+
+    def on_epoch(self, run: Run) -> None:
+        """Report the epoch's record."""
+        record = run.history[-1]
+        if self.monitor not in record:
+            raise KeyError(
+                f"ReportTo reports {self.monitor!r}, got a record of {', '.join(record)}; "
+                "give fit a dev set, or set monitor."
+            )
+        self.trial.report(run.epoch, record[self.monitor])
 
 
 @dataclass(frozen=True)
