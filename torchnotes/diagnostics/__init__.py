@@ -6,6 +6,9 @@ from torchnotes.diagnostics.history import JsonLines as JsonLines
 from torchnotes.diagnostics.history import StepRecord as StepRecord
 from torchnotes.diagnostics.moments import moments as moments
 from torchnotes.diagnostics.monitor import SignalMonitor as SignalMonitor
+from torchnotes.diagnostics.prescription import Prescription as Prescription
+from torchnotes.diagnostics.prescription import apply_prescription as apply_prescription
+from torchnotes.diagnostics.prescription import prescriptions as prescriptions
 from torchnotes.diagnostics.probing import probe as probe
 from torchnotes.diagnostics.records import Finding as Finding
 from torchnotes.diagnostics.records import LayerSignal as LayerSignal
@@ -14,6 +17,11 @@ from torchnotes.diagnostics.records import Verdict as Verdict
 from torchnotes.diagnostics.report import SignalReport as SignalReport
 from torchnotes.diagnostics.testing import UnhealthySignal as UnhealthySignal
 from torchnotes.diagnostics.testing import assert_healthy as assert_healthy
+from torchnotes.diagnostics.theory import Expectation as Expectation
+from torchnotes.diagnostics.theory import Theory as Theory
+from torchnotes.diagnostics.theory import expect as expect
+from torchnotes.diagnostics.theory_quadrature import activation_moments as activation_moments
+from torchnotes.diagnostics.verdict import judge as judge
 
 __all__ = [
     "probe",
@@ -28,6 +36,14 @@ __all__ = [
     "Moments",
     "Verdict",
     "Finding",
+    "judge",
+    "prescriptions",
+    "apply_prescription",
+    "Prescription",
+    "expect",
+    "Theory",
+    "Expectation",
     "moments",
+    "activation_moments",
     "growth_per_layer",
 ]
