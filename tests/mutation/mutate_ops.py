@@ -5,8 +5,7 @@
 A mutant is one change of one expression: a sign, an operator, a constant, a comparison, a reduction, a function.
 Argument checks and messages are left alone: their tests match wording. Each mutant runs the tests of its op in a
 process of its own, forked after torch is imported, and is killed by the first test that fails. What survives must be
-equivalent, and `EQUIVALENT` says why; the last result is `result.md` beside this file, and a test checks that it leaves
-nothing open.
+equivalent, and `EQUIVALENT` says why; a run over all modules writes `result.md` beside this file.
 """
 
 from __future__ import annotations
