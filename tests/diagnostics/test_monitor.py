@@ -116,6 +116,29 @@ def test_a_loss_handed_in_before_the_update():
     assert all(record.loss is not None and record.update_ratio for record in records)
 
 
+@pytest.mark.parametrize("by_name", [True, False])
+def test_a_pass_made_inside_the_optimizers_step(by_name):
+    """LBFGS asks for a closure, and Lightning always gives one."""
+    net, records = make(depth=1), []
+    opt = torch.optim.SGD(net.parameters(), lr=0.1)
+    with SignalMonitor(net, None, every=1, sinks=[records.append]) as monitor:
+        for x, y in batches(3):
+
+            def closure(x=x, y=y):
+                opt.zero_grad()
+                loss = F.cross_entropy(net(x), y)
+                loss.backward()
+                return loss
+
+            monitor.step(opt.step(closure=closure) if by_name else opt.step(closure))
+    assert [record.step for record in records] == [0, 1, 2]
+    for record in records:
+        expected = 0.1 * record.layers[0].weight_gradient.rms / record.layers[0].weight.rms
+        assert record.update_ratio["0.weight"] == pytest.approx(expected, rel=1e-3)
+        assert record.loss is not None
+        assert record.layers[0].gradient is not None
+
+
 def test_updates_without_an_optimizer_are_counted_by_hand():
     net, records = make(), []
     with SignalMonitor(net, None, every=2, sinks=[records.append]) as monitor:
@@ -340,10 +363,10 @@ class TestAlerts:
         with torch.no_grad():
             net[3].weight.zero_()
             net[3].bias.zero_()
-        with SignalMonitor(net, None, every=1) as monitor:
-            train(net, 8, monitor=monitor, lr=0.0)
+        with SignalMonitor(net, None, every=10) as monitor:
+            train(net, 140, monitor=monitor, lr=0.0)
         (alert,) = [alert for alert in monitor.alerts if alert.kind == "chance"]
-        assert alert.step == 4
+        assert alert.step == 100
         assert "ln 4 = 1.386, what guessing among 4 classes costs" in alert.text
 
     def test_non_finite_loss_at_an_unlogged_step(self):

@@ -40,10 +40,13 @@ class Watch:
 
     Args:
         patience: logged steps in a row after which a loss at chance level, or an update out of range, is reported.
+        steps: training steps for which a loss must have stayed at chance level too: every net begins there.
     """
 
-    def __init__(self, patience: int = 5) -> None:
+    def __init__(self, patience: int = 5, steps: int = 100) -> None:
         self.patience = patience
+        self.steps = steps
+        self._guessing_since: int | None = None
         self.alerts: list[Alert] = []
         self._seen: set[tuple[str, str | None]] = set()
         self._runs: dict[tuple[str, str | None], int] = {}
@@ -92,10 +95,15 @@ class Watch:
             return
         classes = rows[-1].shape[1] if len(rows[-1].shape) > 1 else 1
         guess = math.log(classes) if classes > 1 else math.log(2)
-        at_chance = abs(record.loss - guess) < 0.01 * guess
-        if self._lasts("chance", None, at_chance):
+        if not abs(record.loss - guess) < 0.01 * guess:
+            self._guessing_since = None
+        elif self._guessing_since is None:
+            self._guessing_since = record.step
+        since = record.step if self._guessing_since is None else self._guessing_since
+        at_chance = self._guessing_since is not None
+        if self._lasts("chance", None, at_chance) and record.step - since >= self.steps:
             text = (
-                f"the loss has stayed at {record.loss:.3f} for {self.patience} logged steps: ln {max(classes, 2)} = "
+                f"the loss has stayed at {record.loss:.3f} for {record.step - since} steps: ln {max(classes, 2)} = "
                 f"{guess:.3f}, what guessing among {max(classes, 2)} classes costs. Nothing is being learned."
             )
             self._say(record.step, "chance", None, text)

@@ -143,7 +143,8 @@ class Capture:
     """Hooks on a model that measure one pass at a time, and do nothing while not ``recording``.
 
     Use as a context manager, or call ``attach`` and ``detach``. Between ``begin`` and ``finish`` each module's call
-    becomes a record: the first floating-point tensor of its output, and its gradient once a backward pass reaches it.
+    becomes a record: the first floating-point tensor of its output that has an axis, and its gradient once a backward
+    pass reaches it.
     A container whose output a child made is not recorded again, nor is a module that returned its input; a forward
     that runs inside a backward pass (activation checkpointing) is the same call run again, not a new one.
 
@@ -255,11 +256,10 @@ class Capture:
             self._on_error(error)
 
     def _take(self, module: nn.Module, output: Any) -> None:
-        tensor = output if isinstance(output, Tensor) else next(tensors_in(output), None)
-        if tensor is None or not tensor.dtype.is_floating_point:
-            tensor = next((item for item in tensors_in(output) if item.dtype.is_floating_point), None)
-            if tensor is None:
-                return
+        # A number is no signal: where a model returns its loss beside its scores, the scores are meant.
+        tensor = next((item for item in tensors_in(output) if item.dtype.is_floating_point and item.dim()), None)
+        if tensor is None:
+            return
         if _inside_backward():
             self._hook_recomputed(module, tensor)
             return

@@ -141,6 +141,11 @@ class SignalMonitor:
         return None if self.last is None else make_report(self.last.layers, loss=self.last.loss)
 
     @property
+    def between_updates(self) -> bool:
+        """Whether a pass has been made since the last update: True inside an accumulation of gradients."""
+        return self._fresh
+
+    @property
     def alerts(self) -> list[Alert]:
         """What was noticed so far: non-finite values, a loss at chance level, dead units, updates out of range."""
         return list(self._watch.alerts)
@@ -190,7 +195,7 @@ class SignalMonitor:
         self._detach()
         self._closed = True
         if self._board is not None:
-            self._safely(self._board.close, self._units.maps(), [str(alert) for alert in self.alerts])
+            self._safely(self._board.close, self._units.maps(), [f"* {alert}" for alert in self.alerts[:20]])
         for sink in self._sinks:
             if callable(close := getattr(sink, "close", None)):
                 self._safely(close)
@@ -232,9 +237,22 @@ class SignalMonitor:
         self._units.begin()
         self._capture.begin()
 
-    def _before_optimizer(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if not self.aside and self._leads(optimizer) and self._due:
+    def _before_optimizer(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
+        if self.aside or not self._leads(optimizer) or not self._due:
+            return None
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
             self._safely(self._measure, optimizer)
+            return None
+
+        def measured() -> Any:  # the pass is made inside the optimiser's step
+            value = closure()
+            self._safely(self._measure, optimizer)
+            return value
+
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": measured}
+        return (args[0], measured, *args[2:]), kwargs
 
     def _after_optimizer(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if not self._leads(optimizer):

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 Image = np.ndarray[Any, Any]
 
 
+# The least range of the colours, in decades of rms.
+DECADES = 4.0
+
+
 def available() -> bool:
     """Whether matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None
@@ -34,9 +38,13 @@ def layer_by_step(steps: Sequence[int], rows: Sequence[Mapping[str, float]], par
     if not available() or values.size == 0 or np.isnan(values).all():
         return None
     figure, axes = _figure(len(labels))
-    drawn = axes.imshow(values, aspect="auto", cmap="viridis", interpolation="nearest")
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    middle, half = (low + high) / 2, max(DECADES, high - low) / 2  # a healthy net should look calm, not colourful
+    drawn = axes.imshow(
+        values, aspect="auto", cmap="viridis", interpolation="nearest", vmin=middle - half, vmax=middle + half
+    )
     figure.colorbar(drawn, ax=axes, label="log10 rms")
-    axes.set_title(f"Size of the {part}, layer by layer over training (white: none, zero or not finite)", fontsize=9)
+    axes.set_title(f"Size of the {part} (white: none, zero or not finite)", fontsize=11)
     _label_layers(axes, labels)
     ticks = np.unique(np.linspace(0, len(steps) - 1, min(8, len(steps))).round().astype(int))
     axes.set_xticks(ticks, [str(steps[i]) for i in ticks])
@@ -55,7 +63,7 @@ def dead_units(shares: Mapping[str, Sequence[float]]) -> Image | None:
     figure, axes = _figure(len(shares))
     drawn = axes.imshow(values, aspect="auto", cmap="magma_r", interpolation="nearest", vmin=0, vmax=1)
     figure.colorbar(drawn, ax=axes, label="share of logged steps")
-    axes.set_title("Units that were zero for every sample (dark: always, a dead unit)", fontsize=9)
+    axes.set_title("Units that were zero for every sample (dark: always, a dead unit)", fontsize=11)
     axes.set_xlabel("units of the layer, the deadest first")
     _label_layers(axes, list(shares))
     return _render(figure)
@@ -72,7 +80,7 @@ def _figure(rows: int) -> tuple[Figure, Any]:
 
 def _label_layers(axes: Any, labels: Sequence[str]) -> None:
     stride = max(1, math.ceil(len(labels) / 30))
-    axes.set_yticks(range(0, len(labels), stride), [label[-28:] for label in labels[::stride]], fontsize=7)
+    axes.set_yticks(range(0, len(labels), stride), [label[-28:] for label in labels[::stride]], fontsize=9)
 
 
 def _render(figure: Figure) -> Image:
