@@ -97,7 +97,7 @@ class Loop:
                 callback.on_step(self.run)
             every = options.checkpoint_every
             if every and self.run.step % every == 0 and self.batch < len(batches):
-                self._check_finite(self.total)
+                self._check_finite(self._everyones_total())
                 self.save()
         if self.batch == len(batches):
             self._finish_epoch()
@@ -157,12 +157,11 @@ class Loop:
             )
 
     def _finish_epoch(self) -> None:
-        if self.world > 1:
-            dist.all_reduce(self.total)
-        self._check_finite(self.total)
+        total = self._everyones_total()
+        self._check_finite(total)
         record: dict[str, float] = {
             "epoch": self.run.epoch + 1,
-            "train_loss": float(self.total) / len(self.train),
+            "train_loss": float(total) / len(self.train),
             "lr": float(self.optimizer.param_groups[0]["lr"]),
         }
         if self.dev is not None and self.rank == 0:
@@ -202,6 +201,13 @@ class Loop:
         if self.bar is not None:
             shown = "  ".join(f"{name} {value:.4g}" for name, value in record.items() if name != "epoch")
             self.bar(self.run.epoch, shown)
+
+    def _everyones_total(self) -> Tensor:
+        """The sum of the losses over all processes, so that all of them judge it alike."""
+        total = self.total.clone()
+        if self.world > 1:
+            dist.all_reduce(total)
+        return total
 
     def _check_finite(self, total: Tensor) -> None:
         if not math.isfinite(float(total)):
