@@ -214,3 +214,11 @@ def test_eps_is_checked():
         check_function(torch.tanh, randn(2), eps=0)
     with pytest.raises(ValueError, match=r"eps must lie in"):
         check_function(torch.tanh, randn(2), eps=math.nan)
+
+
+def test_entries_at_the_edge_of_the_domain_are_measured_from_within():
+    """A probability of 1e-6 cannot be moved by more: larger steps raise, and are left out."""
+    x = torch.tensor([1e-6, 0.3, 0.7], dtype=torch.float64)
+    target = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
+    report = check_function(lambda p: F.binary_cross_entropy(p, target), x, second_order=False)
+    assert report.verdict == "correct", str(report)

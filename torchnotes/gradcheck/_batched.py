@@ -56,7 +56,7 @@ class BatchEvaluator:
             if not self.trusted:
                 raise
             if len(index) == 1:
-                return outside_domain(self.base, error)[None]
+                return outside_domain(self.base, error, self.objective)[None]
             half = len(index) // 2  # one of them lies outside f's domain: find it
             return torch.cat(
                 [self._some(t, tensor, index[:half], step[:half]), self._some(t, tensor, index[half:], step[half:])]

@@ -52,15 +52,20 @@ class LoopEvaluator:
         try:
             return (self.objective() - self.base).detach()
         except (RuntimeError, ValueError) as error:
-            return outside_domain(self.base, error)
+            tensor[where] = here
+            return outside_domain(self.base, error, self.objective)
         finally:
             tensor[where] = here
 
 
-def outside_domain(base: Tensor, error: Exception) -> Tensor:
-    """NaN in place of a change of y that could not be computed; errors that are no fault of θ's are raised again."""
+def outside_domain(base: Tensor, error: Exception, at_theta: Callable[[], object]) -> Tensor:
+    """NaN in place of a change of y that could not be computed.
+
+    Only where y can still be evaluated at θ itself: an error that has nothing to do with the step is raised.
+    """
     if isinstance(error, (torch.OutOfMemoryError, NotImplementedError)):
         raise error
+    at_theta()
     return torch.full_like(base, torch.nan)
 
 

@@ -69,7 +69,7 @@ def _within_domain(change: Callable[[float], Tensor], like: Tensor) -> Callable[
         try:
             return change(h)
         except (RuntimeError, ValueError) as error:
-            return outside_domain(like, error)
+            return outside_domain(like, error, lambda: change(0.0))
 
     return guarded
 
