@@ -8,8 +8,8 @@ mean step of a variant's block to that of the bare blocks beside it, as a median
 
 Beside ours, two common ways to log the same net, written as those libraries do it:
 
-* fastai-style: a forward hook on each layer takes mean, standard deviation, share near zero and a 40-bin histogram, each
-  brought to the host on every step;
+* fastai-style: a forward hook on each layer takes mean, standard deviation, share near zero and a 40-bin histogram,
+  each brought to the host on every step;
 * wandb-style: ``watch(log="all")``: a hook on each parameter takes a 64-bin histogram of gradient and weight on every
   logged step.
 """
@@ -39,7 +39,7 @@ class Config:
     depth: int = 50
     width: int = 256
     batch: int = 256
-    rounds: int = 8
+    rounds: int = 4
     steps: int = 50  # in a block: a monitor that logs every 50th step logs once in each
     device: str = "cpu"
     json: Path | None = None

@@ -141,11 +141,6 @@ class SignalMonitor:
         return None if self.last is None else make_report(self.last.layers, loss=self.last.loss)
 
     @property
-    def between_updates(self) -> bool:
-        """Whether a pass has been made since the last update: True inside an accumulation of gradients."""
-        return self._fresh
-
-    @property
     def alerts(self) -> list[Alert]:
         """What was noticed so far: non-finite values, a loss at chance level, dead units, updates out of range."""
         return list(self._watch.alerts)
