@@ -1,6 +1,6 @@
 # make run          set up .venv, run the main experiment, say how to open its curves
 # make test         set up .venv, then lint, types, import contract, tests
-# make tensorboard  open the logs at http://localhost:6006
+# make tensorboard  open the main experiment's logs at http://localhost:6006 (LOGS=runs for all)
 #
 # PYTHON=python3.12 picks another interpreter; PIP_ARGS="..." is passed to pip (another index, say); ARGS="--quick" to the experiment.
 
@@ -8,6 +8,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 ARGS ?=
 WORKERS ?= 2
+LOGS ?= runs/vanishing_exploding
 
 # Relative on purpose: the checkout may lie under a path with a space in it.
 VENV := .venv
@@ -52,7 +53,9 @@ pytest: $(VENV)/.dev
 	$(PY) -m pytest -n $(WORKERS) $(ARGS)
 
 tensorboard: $(VENV)/.experiments
-	$(PY) -m tensorboard.main --logdir runs --port 6006
+	@test -d "$(LOGS)" || { echo "There are no logs in $(LOGS) yet: make run writes them."; exit 1; }
+	@echo "Open http://localhost:6006/?smoothing=0 (smoothing would bend the short curves); Ctrl-C stops the server"
+	@$(PY) -m tensorboard.main --logdir "$(LOGS)" --port 6006
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -46,6 +46,8 @@ PUBLIC = {
     "optim": "GradientDescent Momentum RMSprop Adam ExponentialAverage",
     "optim.lr_scheduler": "InverseTimeDecay InverseSqrtDecay ExponentialDecay StaircaseDecay ManualDecay",
     "data": "InputNormalizer train_dev_test_split minibatches augment",
+    "training": "fit EarlyStopping check_monotonic diagnose_fit search",
+    "regularization": "Penalty",
     "shapes": "expect",
 }
 

@@ -16,13 +16,16 @@ if TYPE_CHECKING:
     from torchnotes import optim as optim
     from torchnotes import regularization as regularization
     from torchnotes import shapes as shapes
+    from torchnotes import training as training
     from torchnotes.diagnostics import SignalMonitor as SignalMonitor
     from torchnotes.diagnostics import probe as probe
     from torchnotes.gradcheck import check_gradients as check_gradients
 
 __version__ = "0.1.0"
 
-_PACKAGES = frozenset(("data", "diagnostics", "gradcheck", "init", "nn", "ops", "optim", "regularization", "shapes"))
+_PACKAGES = frozenset(
+    ("data", "diagnostics", "gradcheck", "init", "nn", "ops", "optim", "regularization", "shapes", "training")
+)
 _HOMES = {"SignalMonitor": "diagnostics", "probe": "diagnostics", "check_gradients": "gradcheck"}
 
 
