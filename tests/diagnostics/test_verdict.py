@@ -138,6 +138,13 @@ def test_zero_weights_in_the_middle_end_the_gradient_there():
     assert backward.state == "vanishing"
 
 
+def test_a_gradient_that_is_zero_everywhere_has_vanished():
+    # As where the loss's own gradient underflows: no layer loses anything, and none receives anything.
+    verdict = judge(signals(mlp(20, 64, nn.ReLU, 2.0, 0), _batch(64), torch.zeros(16, 64, dtype=torch.float64)))
+    assert verdict.backward == "vanishing"
+    assert "Gradients are exactly 0 at all 20 weight layers: nothing arrives" in verdict.findings[1].reason
+
+
 def test_non_finite_values_are_named_where_they_begin():
     net = mlp(80, 16, None, 16.0 * 4, 0).float()  # ×8 per layer: 8^80 = 1e72, past float32's 3e38
     verdict = judge(signals(net, _batch(16)))

@@ -100,6 +100,10 @@ def _judge_direction(
         reason = f"Fewer than two weight layers passed {_NAMES[direction]} on: there is no growth to judge."
         return Finding(direction, "healthy", growth, change, band, None, reason)
 
+    if _all_zero(curve):
+        first = curve.layers[0].label
+        return Finding(direction, "vanishing", growth, change, band, first, _all_zero_reason(curve))
+
     left = _leaves_for_good(curve.log10, lower, upper)
     trend = 0 if band[0] <= change <= band[1] else int(math.copysign(1, change))
     sign = left or trend
@@ -115,6 +119,12 @@ def _judge_direction(
     if _chance_could(curve, _drift(curve, steps), sigmas):
         reason += " Chance alone could do that at this depth: the layers are too narrow for it."
     return Finding(direction, state, growth, change, band, first, reason)
+
+
+def _all_zero(curve: Profile) -> bool:
+    """Whether nothing at all arrives at any weight layer: a curve without a scale, which bends nowhere."""
+    signals = [layer.activation if curve.direction == "forward" else layer.gradient for layer in curve.layers]
+    return all(moments is not None and moments.log10_rms == -math.inf for moments in signals)
 
 
 def _band(curve: Profile, steps: dict[str, fluctuation.Step], tolerance: float, sigmas: float) -> tuple[Array, Array]:
@@ -298,6 +308,14 @@ def _bad_reason(
         f"10^{band[1]:.1f} over the net."
     )
     return text
+
+
+def _all_zero_reason(curve: Profile) -> str:
+    name = _NAMES[curve.direction].capitalize()
+    return (
+        f"{name} are exactly 0 at all {len(curve.layers)} weight layers: nothing arrives, so nothing is learned. They "
+        "have underflowed, or a factor of 0 stands before the first of them (weights, mask or loss)."
+    )
 
 
 def _nonfinite_reason(broken: LayerSignal, curve: Profile) -> str:
