@@ -140,6 +140,9 @@ def test_compiled_draws_what_eager_draws():
     assert torch.equal(compiled(x), expected)
 
 
+@pytest.mark.skipif(
+    " " in torch.__file__, reason="Inductor passes its linker torch's own path unquoted, spaces and all"
+)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the import of Inductor gives one of torch's own
 def test_compiled_by_inductor_keeps_the_law():
     x = torch.ones(40_000, requires_grad=True)
