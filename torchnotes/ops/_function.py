@@ -63,6 +63,14 @@ def save(ctx: Any, *tensors: Tensor | None) -> None:
         ctx.save_for_forward(*tensors)
 
 
+def as_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x.to(dtype)`` for what ``forward`` returns, but nothing at all where the dtype is right already.
+
+    The compiler of torch 2.11 takes a cast that changes nothing for an output without a gradient, and returns zeros.
+    """
+    return x if x.dtype == dtype else x.to(dtype)
+
+
 def may_overwrite(incoming: Tensor) -> bool:
     """Whether a forward or backward may compute in the memory of the temporaries it has just made.
 

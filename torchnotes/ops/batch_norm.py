@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torchnotes._checks import check_floating, check_in_range, describe
-from torchnotes.ops._function import Op, may_overwrite, save
+from torchnotes.ops._function import Op, as_dtype, may_overwrite, save
 from torchnotes.ops._reduction import accumulation_dtype
 
 
@@ -39,7 +39,7 @@ class BatchNormFunction(Op):
             _update(running_mean, running_var, mean, var, count, step, unbiased)
         scale = (var + eps).rsqrt()
         y = _affine(centred, scale if gamma is None else scale * gamma, beta, overwrite=may_overwrite(z))
-        return y.to(z.dtype), mean, var
+        return as_dtype(y, z.dtype), mean, var
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -113,7 +113,7 @@ class FixedNormFunction(Op):
         centred = z.to(accumulation_dtype(z.dtype)) - _column(mean, z)
         scale = (var + eps).rsqrt()
         y = _affine(centred, scale if gamma is None else scale * gamma, beta, overwrite=may_overwrite(z))
-        return y.to(z.dtype)
+        return as_dtype(y, z.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

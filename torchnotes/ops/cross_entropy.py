@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchnotes._checks import check_floating, check_in_range, check_tensor, describe
-from torchnotes.ops._function import Op, may_overwrite, save
+from torchnotes.ops._function import Op, as_dtype, may_overwrite, save
 from torchnotes.ops._reduction import HALF, accumulation_dtype, check_reduction, reduce_losses
 from torchnotes.ops.kernels._dispatch import chosen
 
@@ -46,7 +46,7 @@ class CrossEntropyFunction(Op):
             assert floor is not None
             rest = _weighted(log_yhat, weight, dim).sum(dim).masked_fill(target == ignore_index, 0) * floor
             loss = (1 - smoothing) * loss - (rest if reduction == "none" else rest.sum())
-        return loss.to(z.dtype), log_yhat
+        return as_dtype(loss, z.dtype), log_yhat
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
