@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from experiments.config import CommonConfig
@@ -95,6 +97,39 @@ def print_reading(console: Console, claims: Sequence[Claim]) -> None:
     colors = {True: "green", False: "red", None: "yellow"}
     for claim in claims:
         console.print(f"[bold {colors[claim.held]}]{claim.outcome.capitalize()}:[/] {claim.text} {claim.evidence}")
+
+
+def record(name: str, config: CommonConfig, claims: Sequence[Claim], tables: Sequence[Table] = ()) -> Path:
+    """Leave ``<log_dir>/<name>/reading.json``: what the page of the docs shows of a run. Call it last in ``main``.
+
+    It holds the claims, the tables, the options, and every figure that ``save_figure`` wrote into the folder, in the
+    order of writing, with the figure's title and caption.
+
+    Args:
+        name: of the experiment; its folder is ``config.log_dir / name``.
+        config: the options it ran with.
+        claims: as printed by ``print_reading``.
+        tables: as printed.
+
+    Returns:
+        the file.
+    """
+    from experiments.logs import read_figures
+
+    folder = config.log_dir / name
+    reading = {
+        "experiment": name,
+        "options": {key: value if isinstance(value, bool | int) else str(value) for key, value in vars(config).items()},
+        "claims": [
+            {"text": c.text, "held": None if c.held is None else bool(c.held), "evidence": c.evidence} for c in claims
+        ],
+        "tables": [{"title": table.title, "markdown": table.markdown()} for table in tables],
+        "figures": read_figures(folder),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "reading.json"
+    path.write_text(json.dumps(reading, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
 
 
 @contextmanager

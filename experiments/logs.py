@@ -25,7 +25,8 @@ class VariantLogs:
 
     Each writer is opened when first asked for. All are closed on leaving the ``with`` block, on Ctrl-C as well, so
     that an interrupted run can be read. Event files that an earlier run left in a variant's folder are removed when its
-    writer is opened: TensorBoard would draw both runs as one zigzag line.
+    writer is opened: TensorBoard would draw both runs as one zigzag line. Its figures and its reading are removed on
+    entering the block.
 
     Args:
         folder: the experiment's folder, such as ``runs/vanishing_exploding``.
@@ -55,6 +56,8 @@ class VariantLogs:
             writer.flush()
 
     def __enter__(self) -> VariantLogs:
+        for old in (*self.folder.glob("*.png"), self.folder / "reading.json"):
+            old.unlink(missing_ok=True)
         return self
 
     def __exit__(
@@ -120,11 +123,32 @@ def add_hparams(
         writer.add_scalar(f"{group}/{name}", value, 0)
 
 
-def save_figure(writer: SummaryWriter, tag: str, figure: Figure, path: Path) -> None:
-    """Write a figure as a PNG file and into the log."""
+def save_figure(writer: SummaryWriter, tag: str, figure: Figure, path: Path, caption: str = "") -> None:
+    """Write a figure as a PNG file and into the log.
+
+    Args:
+        writer: of the variant.
+        tag: ``group/card`` in TensorBoard; the card is the figure's title on the page of the docs.
+        figure: of matplotlib.
+        path: of the PNG, in the experiment's own folder.
+        caption: one or two sentences for the page of the docs: what is drawn, and what to see in it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, metadata={"Title": tag.rpartition("/")[2], "Description": " ".join(caption.split())})
     writer.add_figure(tag, figure)
+
+
+def read_figures(folder: Path) -> list[dict[str, str]]:
+    """File, title and caption of every figure that ``save_figure`` wrote into a folder, in the order of writing."""
+    from PIL import Image
+
+    figures = []
+    for path in sorted(folder.glob("*.png"), key=lambda path: path.stat().st_mtime_ns):
+        with Image.open(path) as image:
+            image.load()
+            title, caption = (str(image.info.get(key, "")) for key in ("Title", "Description"))
+        figures.append({"file": path.name, "title": title, "caption": caption})
+    return figures
 
 
 def how_to_open(folder: Path) -> str:

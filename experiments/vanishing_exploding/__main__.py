@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from experiments.console import Claim, command_line, markdown_reading, print_reading, progress
+from experiments.console import Claim, command_line, markdown_reading, print_reading, progress, record
 from experiments.digits import load_digits
 from experiments.figures import growth_heat_map
 from experiments.logs import VariantLogs, add_hparams, how_to_open, save_figure
@@ -50,6 +50,7 @@ def main(config: Config, console: Console) -> Results:
     (folder / "results.json").write_text(json.dumps(asdict(results), indent=1), encoding="utf-8")
     table.print(console)
     print_reading(console, claims)
+    record(NAME, config, claims, [table])
     console.print(f"\nTo see the curves: {how_to_open(folder)}", soft_wrap=True, highlight=False)
     return results
 
@@ -63,7 +64,12 @@ def _write_summary(logs: VariantLogs, nets: list[Growth], trainings: list[traini
         "gradients, last layer to first": reading.heat_map(nets, "backward"),
     }
     figure = growth_heat_map(title, rows, list(ACTIVATIONS.values()), panels)
-    save_figure(logs["summary"], f"{tags.FIGURES}/init × activation", figure, logs.folder / "growth_per_layer.png")
+    caption = (
+        "By what factor one layer changes the signal, for each init and activation: blue vanishes, white is kept, red "
+        "explodes. Only variance 2/n keeps a ReLU net's signal, and no init of these keeps a sigmoid net's gradient."
+    )
+    path = logs.folder / "growth_per_layer.png"
+    save_figure(logs["summary"], f"{tags.FIGURES}/init × activation", figure, path, caption)
     for init in INITS:
         relu = next(net for net in nets if (net.net, net.weights) == ("ReLU", init.variance))
         top = reading.best(trainings, init.variance)

@@ -2,6 +2,7 @@
 
 import doctest
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ from sklearn import datasets
 from threadpoolctl import threadpool_info
 
 import experiments.vanishing_exploding.random_nets
-from experiments.console import Claim, Table, markdown_reading
+from experiments.config import CommonConfig
+from experiments.console import Claim, Table, markdown_reading, record
 from experiments.digits import load_digits
 from experiments.figures import growth_heat_map
-from experiments.logs import VariantLogs, how_to_open
+from experiments.logs import VariantLogs, how_to_open, save_figure
 from experiments.threads import one_thread
 
 
@@ -78,6 +80,38 @@ def test_reading_states_each_outcome() -> None:
         "- **Did not hold:** Two. Seen 2.",
         "- **Not judged:** Three. Seen 3.",
     ]
+
+
+def test_record_leaves_claims_tables_and_the_figures_of_this_run_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "some_experiment"
+    folder.mkdir()
+    old = [folder / "left_by_an_earlier_run.png", folder / "reading.json"]
+    for path in old:
+        path.touch()
+    panels = {"forward": np.array([[0.5], [2.0]])}
+    with VariantLogs(folder) as logs:
+        assert not any(path.exists() for path in old)
+        for name, caption in (("b", "What is  seen\n first."), ("a", "")):
+            figure = growth_heat_map("Title", ["r", "s"], ["c"], panels)
+            save_figure(logs["summary"], f"1 Group/Card {name}", figure, folder / f"{name}.png", caption)
+    table = Table("Title", ("net", "growth"), "How to read it.", [("ReLU", "1.000")])
+    claims = [Claim("One.", np.True_, "Seen 1."), Claim("Two.", None, "Too short.")]
+    config = CommonConfig(seed=3, quick=True, log_dir=tmp_path)
+    path = record("some_experiment", config, claims, [table])
+    assert path == folder / "reading.json"
+    assert json.loads(path.read_text(encoding="utf-8")) == {
+        "experiment": "some_experiment",
+        "options": {"device": "cpu", "seed": 3, "log_dir": str(tmp_path), "quick": True},
+        "claims": [
+            {"text": "One.", "held": True, "evidence": "Seen 1."},
+            {"text": "Two.", "held": None, "evidence": "Too short."},
+        ],
+        "tables": [{"title": "Title", "markdown": table.markdown()}],
+        "figures": [
+            {"file": "b.png", "title": "Card b", "caption": "What is seen first."},
+            {"file": "a.png", "title": "Card a", "caption": ""},
+        ],
+    }
 
 
 def test_one_thread_inside_and_as_before_outside() -> None:
