@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import sys
@@ -13,6 +12,7 @@ from typing import Any, Literal
 import tyro
 from torch import nn
 
+from torchnotes._factory import load
 from torchnotes.gradcheck.check import check_gradients
 from torchnotes.gradcheck.function import check_function
 from torchnotes.gradcheck.report import GradientReport
@@ -61,25 +61,6 @@ def run(config: GradcheckConfig) -> int:
 
 def _width() -> int:
     return min(100, int(os.environ.get("COLUMNS", "100")))
-
-
-def load(path: str) -> Any:
-    """The object at ``package.module:name``, the current directory included in the search."""
-    module, colon, name = path.partition(":")
-    if not colon or not module or not name:
-        raise ValueError(
-            f"factory must be written package.module:factory, got {path!r}; for example mynet.checks:make."
-        )
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    value: Any = importlib.import_module(module)
-    for part in name.split("."):
-        if not hasattr(value, part):
-            raise AttributeError(f"factory must exist in its module, got {path!r}; {module} has no {part!r}.")
-        value = getattr(value, part)
-    if not callable(value):
-        raise TypeError(f"factory must be callable without arguments, got {type(value).__name__} at {path!r}.")
-    return value
 
 
 def check_from(made: Any, config: GradcheckConfig) -> GradientReport:
