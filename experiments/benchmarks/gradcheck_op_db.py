@@ -1,10 +1,11 @@
-"""Every differentiable op of PyTorch's own test database, on its own float64 samples, through `check_function`.
+"""Every differentiable op of PyTorch's own test database, on all its own float64 samples, through `check_function`.
 
 PyTorch's ops are taken to be right: a verdict of "wrong" here is a false alarm of ours (or a find). Run
 
-    python -m experiments.benchmarks.gradcheck_op_db --output op_db.json
+    python -m experiments.benchmarks.gradcheck_op_db --output docs/gradcheck_op_db.json
 
-and, to share the work over processes, ``--shard 0/2`` and ``--shard 1/2``. Needs expecttest (the ``dev`` extra).
+An hour's work at most, kept op by op beside the output, so that a run that was stopped goes on where it was; to share
+the work over processes, ``--shard 0/2`` and ``--shard 1/2``. Needs expecttest (the ``dev`` extra).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,15 +24,20 @@ import torch
 from torchnotes.gradcheck import check_function
 
 LARGEST = 1500
+KNOWN_TO_PYTORCH = "wrong, as by PyTorch's own check"
+PYTORCHS_TESTS = {
+    "gradient": ("TestBwdGradients", "test_fn_grad"),
+    "second order": ("TestBwdGradients", "test_fn_gradgrad"),
+    "forward mode": ("TestFwdGradients", "test_forward_mode_AD"),
+}
 
 
 @dataclass(frozen=True)
 class Config:
-    """What to sweep: a shard ``i/n`` of the ops, at most so many samples of each, the first ``ops`` names given."""
+    """What to sweep: a shard ``i/n`` of the ops, at most so many samples of each, the ops named or all."""
 
     shard: str = "0/1"
-    samples: int = 1000
-    seconds_per_op: float = 60.0
+    samples: int = 100_000
     ops: tuple[str, ...] = ()
     output: Path | None = None
 
@@ -55,6 +61,25 @@ def differentiable_ops(names: tuple[str, ...] = ()) -> list[Any]:
     return [o for o in ops if not names or o.name in names]
 
 
+def full_name(op: Any) -> str:
+    """The op's name with its variant's."""
+    return str(op.name) + (f".{op.variant_test_name}" if op.variant_test_name else "")
+
+
+def left_out_by_pytorch(op: Any) -> list[str]:
+    """Which of its rules PyTorch's own gradient tests skip for this op, or expect to fail."""
+    from torch.testing._internal.opinfo.core import DecorateInfo
+
+    found = []
+    for rule, (case, test) in PYTORCHS_TESTS.items():
+        for d in op.decorators:
+            if isinstance(d, DecorateInfo) and d.is_active(case, test, "cpu", torch.float64, {}):
+                kinds = {getattr(x, "__qualname__", "") for x in d.decorators}
+                if kinds & {"expectedFailure", "skip.<locals>.decorator"} and rule not in found:
+                    found.append(rule)
+    return found
+
+
 def cases(op: Any, limit: int) -> Iterator[tuple[int, Callable[..., Any], tuple[Any, ...], dict[str, Any]]]:
     """The samples of an op as (number, function, arguments, keywords)."""
     for number, sample in enumerate(op.sample_inputs("cpu", torch.float64, requires_grad=True)):
@@ -71,7 +96,7 @@ def cases(op: Any, limit: int) -> Iterator[tuple[int, Callable[..., Any], tuple[
 def check_case(op: Any, number: int, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outcome:
     """One sample through the checker; refusals are outcomes too."""
     start = time.perf_counter()
-    name = op.name + (f".{op.variant_test_name}" if op.variant_test_name else "")
+    name = full_name(op)
     if sum(t.numel() for t in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)) > LARGEST:
         return Outcome(name, number, "too large", f"more than {LARGEST} entries", 0.0)
     try:
@@ -80,12 +105,12 @@ def check_case(op: Any, number: int, fn: Callable[..., Any], args: tuple[Any, ..
         )
         verdict, reason = str(report.verdict), report.reason
         if verdict == "wrong" and not torch_agrees(op, fn, args, kwargs):
-            verdict = "wrong, and PyTorch's own check fails too"
+            verdict = KNOWN_TO_PYTORCH
     except (ValueError, TypeError) as error:  # the checker's own, or the op's
         verdict, reason = "refused", str(error).splitlines()[0]
     except Exception as error:  # a crash of the checker is a result worth seeing
         verdict, reason = "crashed", f"{type(error).__name__}: {str(error).splitlines()[:1]}"
-    return Outcome(name, number, verdict, reason[:300], time.perf_counter() - start)
+    return Outcome(name, number, verdict, reason[:300], round(time.perf_counter() - start, 3))
 
 
 def torch_agrees(op: Any, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -108,33 +133,62 @@ def torch_agrees(op: Any, fn: Callable[..., Any], args: tuple[Any, ...], kwargs:
         return False
 
 
-def main(config: Config) -> list[Outcome]:
-    """Sweep the shard, print what is not "correct", and write every outcome that is not, with the counts."""
-    warnings.simplefilter("ignore")
-    index, count = (int(part) for part in config.shard.split("/"))
-    outcomes = []
-    for op in differentiable_ops(config.ops)[index::count]:
+def sweep(ops: Sequence[Any], samples: int, done: dict[str, list[Outcome]], log: Path | None) -> None:
+    """Check every op that is not in ``done`` yet, and note its outcomes there and in the log."""
+    for op in ops:
+        if full_name(op) in done:
+            continue
         torch.manual_seed(0)
-        start = time.perf_counter()
-        for case in cases(op, config.samples):
-            outcome = check_case(op, *case)
-            outcomes.append(outcome)
+        outcomes = [check_case(op, *case) for case in cases(op, samples)]
+        done[full_name(op)] = outcomes
+        for outcome in outcomes:
             if outcome.verdict not in ("correct", "too large"):
                 print(f"{outcome.op}[{outcome.sample}] {outcome.verdict}: {outcome.reason}", flush=True)
-            if time.perf_counter() - start > config.seconds_per_op:
-                print(f"{op.name}: stopped after {outcome.sample + 1} samples", flush=True)
-                break
-    counts = Counter(o.verdict for o in outcomes)
-    print(dict(counts), f"{len({o.op for o in outcomes})} ops", flush=True)
+        if log is not None:
+            with log.open("a") as file:
+                file.write(json.dumps([full_name(op), [vars(o) for o in outcomes]]) + "\n")
+
+
+def summary(ops: Sequence[Any], outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """The counts; every outcome that is not "correct", reason by reason; and what PyTorch's own tests leave out."""
+    grouped: dict[tuple[str, str, str], list[int]] = {}
+    for o in outcomes:
+        if o.verdict != "correct":
+            grouped.setdefault((o.op, o.verdict, o.reason), []).append(o.sample)
+    named = {op for op, *_ in grouped}
+    return {
+        "torch": torch.__version__,
+        "ops": len({o.op for o in outcomes}),
+        "samples": len(outcomes),
+        "counts": dict(Counter(o.verdict for o in outcomes).most_common()),
+        "seconds": round(sum(o.seconds for o in outcomes)),
+        "rest": [
+            {"op": op, "verdict": verdict, "samples": numbers, "reason": reason}
+            for (op, verdict, reason), numbers in grouped.items()
+        ],
+        "left out by PyTorch's own tests": {
+            full_name(o): left for o in ops if full_name(o) in named and (left := left_out_by_pytorch(o))
+        },
+    }
+
+
+def main(config: Config) -> list[Outcome]:
+    """Sweep the shard, print what is not "correct", and write the summary."""
+    warnings.simplefilter("ignore")
+    index, count = (int(part) for part in config.shard.split("/"))
+    ops = differentiable_ops(config.ops)[index::count]
+    log = None if config.output is None else config.output.with_suffix(".partial.jsonl")
+    done: dict[str, list[Outcome]] = {}
+    if log is not None and log.exists():
+        for line in log.read_text().splitlines():
+            name, kept = json.loads(line)
+            done[name] = [Outcome(**o) for o in kept]
+    sweep(ops, config.samples, done, log)
+    outcomes = [o for op in ops for o in done[full_name(op)]]
+    found = summary(ops, outcomes)
+    print(found["counts"], f"{found['ops']} ops", flush=True)
     if config.output is not None:
-        rest = [vars(o) for o in outcomes if o.verdict not in ("correct", "too large")]
-        summary = {
-            "torch": torch.__version__,
-            "counts": dict(counts),
-            "ops": len({o.op for o in outcomes}),
-            "rest": rest,
-        }
-        config.output.write_text(json.dumps(summary, indent=1) + "\n")
+        config.output.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     return outcomes
 
 
