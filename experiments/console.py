@@ -114,11 +114,14 @@ def record(name: str, config: CommonConfig, claims: Sequence[Claim], tables: Seq
     Returns:
         the file.
     """
+    import torch
+
     from experiments.logs import read_figures
 
     folder = config.log_dir / name
     reading = {
         "experiment": name,
+        "torch": torch.__version__.partition("+")[0],
         "options": {key: value if isinstance(value, bool | int) else str(value) for key, value in vars(config).items()},
         "claims": [
             {"text": c.text, "held": None if c.held is None else bool(c.held), "evidence": c.evidence} for c in claims

@@ -101,6 +101,7 @@ def test_record_leaves_claims_tables_and_the_figures_of_this_run_alone(tmp_path:
     assert path == folder / "reading.json"
     assert json.loads(path.read_text(encoding="utf-8")) == {
         "experiment": "some_experiment",
+        "torch": torch.__version__.partition("+")[0],
         "options": {"device": "cpu", "seed": 3, "log_dir": str(tmp_path), "quick": True},
         "claims": [
             {"text": "One.", "held": True, "evidence": "Seen 1."},
