@@ -19,19 +19,24 @@ def write_summary(logs: VariantLogs, claims: Sequence[Claim], tables: Sequence[T
     logs["overview"].add_text("0 What was found", "\n\n".join(parts))
 
 
+def terminal(console: Console | None) -> Console:
+    """The console given, or one for the terminal."""
+    if console is None:
+        from rich.console import Console
+
+        console = Console()
+    return console
+
+
 def finish(
     name: str,
     config: CommonConfig,
-    console: Console | None,
+    console: Console,
     logs: VariantLogs,
     claims: Sequence[Claim],
     tables: Sequence[Table],
 ) -> None:
     """Print tables, reading and how to see the curves, and leave ``reading.json``; call it after the writers closed."""
-    if console is None:
-        from rich.console import Console
-
-        console = Console()
     for table in tables:
         table.print(console)
     print_reading(console, claims)
