@@ -244,7 +244,7 @@ ONE = torch.zeros(2, 1)
         ({"data": (ONE[:0], ONE[:0])}, ValueError, "train must hold at least one sample"),
         ({"data": (ONE, ONE[:1])}, ValueError, "train must hold as many targets as inputs"),
         ({"data": (torch.zeros(2, 4).double(), torch.zeros(2))}, ValueError, "would silently broadcast to"),
-        ({"data": ONE}, TypeError, r"train must be a pair of tensors \(x, y\) or a dataset"),
+        ({"data": ONE}, TypeError, r"train must be a pair of tensors \(x, y\), a dataset with a length or a DataL"),
         ({"data": (ONE, torch.tensor([0, -1]))}, ValueError, "labels of train must count from 0, got -1"),
         ({"dev": (ONE, NAN)}, ValueError, "targets of dev must be finite"),
         ({"epochs": 0}, ValueError, "epochs must be an integer of at least 1, got 0"),

@@ -23,12 +23,16 @@ class Source(Protocol):
     def largest_label(self) -> int | None:
         """The largest label of all where that is known, None elsewhere."""
 
+    classes: int | None
+    """The model's classes once they are known: labels that are only seen batch by batch must be below."""
+
 
 class Tensors:
     """Inputs and targets as tensors, wherever they live."""
 
     def __init__(self, x: Tensor, y: Tensor) -> None:
         self.x, self.y = x, y
+        self.classes: int | None = None
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -47,8 +51,9 @@ class Tensors:
 class Samples:
     """A map-style dataset of pairs."""
 
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: Any, name: str) -> None:
+        self.dataset, self.name = dataset, name
+        self.classes: int | None = None
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -56,7 +61,7 @@ class Samples:
 
     def take(self, indices: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """Samples fetched one by one and collated as a DataLoader would."""
-        x, y = default_collate([self.dataset[i] for i in indices.tolist()])
+        x, y = checked_batch(default_collate([self.dataset[i] for i in indices.tolist()]), self.name, self.classes)
         return x.to(device), y.to(device)
 
     def largest_label(self) -> int | None:
@@ -72,7 +77,7 @@ def source_of(data: Any, name: str) -> Source:
         return Tensors(x, y)
     if not isinstance(data, Dataset) or not hasattr(data, "__len__"):
         raise TypeError(
-            f"{name} must be a pair of tensors (x, y) or a dataset with a length, got {describe(data)}; "
+            f"{name} must be a pair of tensors (x, y), a dataset with a length or a DataLoader, got {describe(data)}; "
             "convert arrays with torch.as_tensor."
         )
     if len(data) == 0:
@@ -80,7 +85,34 @@ def source_of(data: Any, name: str) -> Source:
     first = data[0]
     if not isinstance(first, (tuple, list)) or len(first) != 2:
         raise TypeError(f"a sample of {name} must be a pair (x, y), got {describe(first)}; return both from it.")
-    return Samples(data)
+    return Samples(data, name)
+
+
+def checked_batch(batch: Any, name: str, classes: int | None) -> tuple[Tensor, Tensor]:
+    """A batch of a dataset or a DataLoader, checked as tensors are at the door: before it is moved to a device."""
+    if (
+        not isinstance(batch, (tuple, list))
+        or len(batch) != 2
+        or not all(isinstance(part, Tensor) for part in batch)
+        or any(part.dim() == 0 for part in batch)
+    ):
+        raise TypeError(
+            f"a batch of {name} must be a pair (x, y) of tensors with the samples as rows, got {describe(batch)}; "
+            "return a pair from the dataset, or write a collate_fn."
+        )
+    x, y = batch
+    _check_pair(x, y, f"a batch of {name}")
+    if classes is not None and int(y.max()) >= classes:
+        raise label_error(int(y.max()), classes)
+    return x, y
+
+
+def label_error(largest: int, classes: int) -> ValueError:
+    """What is said of a label that no output of the model stands for."""
+    return ValueError(
+        f"labels must be below the number of classes, got {largest} for a model with {classes} outputs; "
+        "renumber the labels from 0, or widen the last layer."
+    )
 
 
 def _check_pair(x: Tensor, y: Tensor, name: str) -> None:

@@ -17,10 +17,17 @@ from torch.optim import Optimizer
 
 from torchnotes._checks import check_same_shape, describe
 from torchnotes.training import _random
-from torchnotes.training._data import Source
+from torchnotes.training._data import label_error
+from torchnotes.training._feed import Feed, Piece
 from torchnotes.training.callbacks import Callback, Run
 from torchnotes.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from torchnotes.training.evaluate import Loss, mode
+
+
+def processes() -> tuple[int, int]:
+    """This process's rank and the number of processes: (0, 1) without ``torch.distributed``."""
+    parallel = dist.is_available() and dist.is_initialized()
+    return (dist.get_rank(), dist.get_world_size()) if parallel else (0, 1)
 
 
 @dataclass(frozen=True)
@@ -28,8 +35,6 @@ class Options:
     """How to train, as :func:`torchnotes.training.fit` takes it."""
 
     epochs: int
-    batch_size: int
-    shuffle: bool
     accumulate: int
     clip_norm: float | None
     amp: torch.dtype | None
@@ -44,8 +49,8 @@ class Loop:
     def __init__(
         self,
         model: nn.Module,
-        train: Source,
-        dev: Source | None,
+        train: Feed,
+        dev: Feed | None,
         loss: Loss,
         metrics: dict[str, Loss],
         optimizer: Optimizer,
@@ -53,8 +58,7 @@ class Loop:
         callbacks: list[Callback],
         options: Options,
     ) -> None:
-        parallel = dist.is_available() and dist.is_initialized()
-        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if parallel else (0, 1)
+        self.rank, self.world = processes()
         self.model = model.module if isinstance(model, DistributedDataParallel) else model
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.net: nn.Module = model
@@ -65,6 +69,7 @@ class Loop:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=options.amp == torch.float16)
         self.run = Run(self.model, optimizer)
         self.batch = 0  # batches done in this epoch
+        self.rows = 0  # samples of this process done in this epoch
         self.total = torch.zeros((), dtype=torch.float64, device=self.device)  # Σ loss over the samples of this epoch
         self.checked = False
         self.writer: Any = None
@@ -84,43 +89,39 @@ class Loop:
         return self.run
 
     def _epoch(self) -> None:
-        samples, options = len(self.train), self.options
-        order = torch.arange(samples)
-        if options.shuffle:
-            order = _random.epoch_order(samples, options.seed, self.run.epoch)
-        batches = order.split(options.batch_size)
-        while self.batch < len(batches) and not self.run.stopped:
-            self._step(batches[self.batch])
+        every, ended = self.options.checkpoint_every, False
+        batches = self.train.epoch(self.run.epoch, self.batch, self.options.accumulate, self.device)
+        while not ended and not self.run.stopped:
+            pieces = next(batches, None)
+            if pieces is None:
+                ended = True
+                break
+            self._step(pieces)
             self.batch += 1
             self.run.step += 1
             for callback in self.callbacks:
                 callback.on_step(self.run)
-            every = options.checkpoint_every
-            if every and self.run.step % every == 0 and self.batch < len(batches):
-                self._check_finite(self._everyones_total())
+            ended = self.batch == self.train.batches
+            if every and self.run.step % every == 0 and not ended:
+                self._check_finite(self._everyones_total()[0])
                 self.save()
-        if self.batch == len(batches):
+        if ended:
             self._finish_epoch()
         self.save()
 
-    def _step(self, indices: Tensor) -> None:
-        """One step of the optimiser over the samples ``indices``, this process's share of them."""
-        share = indices[self.rank :: self.world]
-        counted = self.world  # DistributedDataParallel divides the sum over processes by their number
-        if len(share) == 0:  # fewer samples than processes: take part with a weight of nothing
-            share, counted = indices[:1], 0
+    def _step(self, pieces: list[Piece]) -> None:
+        """One step of the optimiser over this process's share of a batch."""
         self.optimizer.zero_grad(set_to_none=True)
-        pieces = share.chunk(self.options.accumulate)
         for number, piece in enumerate(pieces, start=1):
-            self._accumulate(piece, counted * len(piece) / len(indices), last=number == len(pieces))
+            self._accumulate(piece, last=number == len(pieces))
         if self.options.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
-    def _accumulate(self, piece: Tensor, weight: float, *, last: bool) -> None:
-        x, y = self.train.take(piece, self.device)
+    def _accumulate(self, piece: Piece, *, last: bool) -> None:
+        x, y = piece.take()
         waits = not last and isinstance(self.net, DistributedDataParallel)
         amp = torch.autocast(self.device.type, self.options.amp or torch.bfloat16, enabled=self.options.amp is not None)
         with self.net.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
@@ -134,9 +135,10 @@ class Loop:
                     f"loss must return the mean over its samples, a tensor of no axes, got {describe(loss)}; "
                     "use reduction='mean'."
                 )
-            self.scaler.scale(loss * weight).backward()
-        if weight > 0:
-            self.total += loss.detach().double() * len(piece)
+            self.scaler.scale(loss * piece.weight).backward()
+        if piece.rows:
+            self.total += loss.detach().double() * piece.rows
+            self.rows += piece.rows
 
     def _check_first(self, output: Any, y: Tensor) -> None:
         """What can only be said once there is an output: do the targets fit it?"""
@@ -147,21 +149,21 @@ class Loop:
             with contextlib.suppress(RuntimeError):
                 torch.broadcast_shapes(output.shape, y.shape)  # else the loss says what is wrong
                 check_same_shape(output, y, output_name="the model's output", target_name="the target")
-        known = [source.largest_label() for source in (self.train, self.dev) if source is not None]
-        largest = max((label for label in known if label is not None), default=-1)
-        by_class = y.dtype == torch.int64 and output.dim() == y.dim() + 1
-        if by_class and largest >= output.shape[1]:
-            raise ValueError(
-                f"labels must be below the number of classes, got {largest} for a model with {output.shape[1]} "
-                "outputs; renumber the labels from 0, or widen the last layer."
-            )
+        if y.dtype == torch.int64 and output.dim() == y.dim() + 1:
+            feeds, classes = [feed for feed in (self.train, self.dev) if feed is not None], output.shape[1]
+            known = [label for feed in feeds if (label := feed.largest_label()) is not None]
+            largest = max([int(y.max()), *known])
+            if largest >= classes:
+                raise label_error(largest, classes)
+            for feed in feeds:
+                feed.expect_below(classes)
 
     def _finish_epoch(self) -> None:
-        total = self._everyones_total()
+        total, rows = self._everyones_total()
         self._check_finite(total)
         record: dict[str, float] = {
             "epoch": self.run.epoch + 1,
-            "train_loss": float(total) / len(self.train),
+            "train_loss": total / rows,
             "lr": float(self.optimizer.param_groups[0]["lr"]),
         }
         if self.dev is not None and self.rank == 0:
@@ -172,7 +174,7 @@ class Loop:
             record = shared[0]
         self.run.history.append(record)
         self.run.epoch += 1
-        self.batch = 0
+        self.batch = self.rows = 0
         self.total = torch.zeros_like(self.total)
         if self.scheduler is not None:
             self.scheduler.step()
@@ -180,16 +182,16 @@ class Loop:
         for callback in self.callbacks:
             callback.on_epoch(self.run)
 
-    def _evaluate(self, dev: Source) -> dict[str, float]:
+    def _evaluate(self, dev: Feed) -> dict[str, float]:
         functions = {"dev_loss": self.loss, **{f"dev_{name}": metric for name, metric in self.metrics.items()}}
-        totals = dict.fromkeys(functions, 0.0)
+        totals, rows = dict.fromkeys(functions, 0.0), 0
         with mode(self.model, False), torch.no_grad():
-            for indices in torch.arange(len(dev)).split(max(self.options.batch_size, 256)):
-                x, y = dev.take(indices, self.device)
+            for x, y in dev.every(self.device):
                 output = self.model(x)
+                rows += len(y)
                 for name, function in functions.items():
-                    totals[name] += float(function(output, y)) * len(indices)
-        return {name: total / len(dev) for name, total in totals.items()}
+                    totals[name] += float(function(output, y)) * len(y)
+        return {name: total / rows for name, total in totals.items()}
 
     def _report(self, record: dict[str, float]) -> None:
         if self.rank != 0:
@@ -202,17 +204,17 @@ class Loop:
             shown = "  ".join(f"{name} {value:.4g}" for name, value in record.items() if name != "epoch")
             self.bar(self.run.epoch, shown)
 
-    def _everyones_total(self) -> Tensor:
-        """The sum of the losses over all processes, so that all of them judge it alike."""
-        total = self.total.clone()
+    def _everyones_total(self) -> tuple[float, int]:
+        """The sum of the losses over all processes and its number of samples, so that all of them judge it alike."""
+        total = torch.stack([self.total, torch.full_like(self.total, self.rows)])
         if self.world > 1:
             dist.all_reduce(total)
-        return total
+        return float(total[0]), int(total[1])
 
-    def _check_finite(self, total: Tensor) -> None:
-        if not math.isfinite(float(total)):
+    def _check_finite(self, total: float) -> None:
+        if not math.isfinite(total):
             raise FloatingPointError(
-                f"the loss must stay finite, got {float(total)} in epoch {self.run.epoch + 1} by step {self.run.step}; "
+                f"the loss must stay finite, got {total} in epoch {self.run.epoch + 1} by step {self.run.step}; "
                 "lower the learning rate, or set clip_norm."
             )
 
@@ -220,9 +222,7 @@ class Loop:
         """What a run must share with a checkpoint to go on from it."""
         options = self.options
         return {
-            "samples": len(self.train),
-            "batch_size": options.batch_size,
-            "shuffle": options.shuffle,
+            **self.train.options(),
             "accumulate": options.accumulate,
             "clip_norm": options.clip_norm,
             "amp": str(options.amp),
@@ -236,17 +236,16 @@ class Loop:
         """Write the checkpoint, if one is kept; every process takes part, the first one writes."""
         if self.options.checkpoint is None:
             return
-        states: list[Any] = [_random.capture()]
-        totals = [float(self.total)]
+        own = {"random": _random.capture(), "feed": self.train.state(), "total": float(self.total), "rows": self.rows}
+        everyones: list[Any] = [own]
         if self.world > 1:
-            gathered: list[Any] = [None] * self.world
-            dist.all_gather_object(gathered, (states[0], totals[0]))
-            states, totals = [pair[0] for pair in gathered], [pair[1] for pair in gathered]
+            everyones = [None] * self.world
+            dist.all_gather_object(everyones, own)
         if self.rank == 0:
-            save_checkpoint(self.state(states, totals), self.options.checkpoint)
+            save_checkpoint(self.state(everyones), self.options.checkpoint)
 
-    def state(self, random_states: list[Any], totals: list[float]) -> dict[str, Any]:
-        """Everything a restart needs."""
+    def state(self, by_process: list[Any]) -> dict[str, Any]:
+        """Everything a restart needs; the last entry has one part a process."""
         return {
             "options": self._fingerprint(),
             "model": self.model.state_dict(),
@@ -259,8 +258,7 @@ class Loop:
             "stopped": self.run.stopped,
             "history": self.run.history,
             "batch": self.batch,
-            "totals": totals,
-            "random": random_states,
+            "by_process": by_process,
         }
 
     def resume(self) -> None:
@@ -290,5 +288,8 @@ class Loop:
         self.run.epoch, self.run.step, self.run.stopped = state["epoch"], state["step"], state["stopped"]
         self.run.history[:] = state["history"]
         self.batch = state["batch"]
-        self.total.fill_(state["totals"][self.rank])
-        _random.restore(state["random"][self.rank])
+        own = state["by_process"][self.rank]
+        self.total.fill_(own["total"])
+        self.rows = own["rows"]
+        _random.restore(own["random"])
+        self.train.load(own["feed"], self.batch)

@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from torchnotes._checks import check_in_range, describe
 from torchnotes.data import default_batch_size
 from torchnotes.training import _random
-from torchnotes.training._data import Source, source_of
-from torchnotes.training._loop import Loop, Options
+from torchnotes.training._feed import EVALUATED, dev_feed, training_feed
+from torchnotes.training._loop import Loop, Options, processes
 from torchnotes.training.callbacks import Callback, Run
 from torchnotes.training.evaluate import Loss
 
-Data = tuple[Tensor, Tensor] | Dataset[Any]
+Data = tuple[Tensor, Tensor] | Dataset[Any] | DataLoader[Any]
 
 
 def fit(
@@ -35,7 +35,7 @@ def fit(
     dev: Data | None = None,
     metrics: Mapping[str, Loss] | None = None,
     batch_size: int | None = None,
-    shuffle: bool = True,
+    shuffle: bool | None = None,
     scheduler: Any = None,
     accumulate: int = 1,
     clip_norm: float | None = None,
@@ -55,20 +55,28 @@ def fit(
     whole or not at all; the same call made again goes on from it, and on one machine with the same number of threads
     ends with the same bits, wherever the first one was killed.
 
+    What a restart can put back of a DataLoader: the order of its sampler, whether drawn from ``seed`` (a loader without
+    a generator), from the loader's generator or from the sampler's own; and random transformations, in this process or
+    in workers. Batches already done are read once more and thrown away. Out of reach are the random states that
+    ``persistent_workers=True`` keeps in its workers, and data that differs when it is read again.
+
     Under ``torchrun``, with ``torch.distributed`` initialised, each process takes its share of every batch; gradients
     are averaged over all samples of the batch, so that the result is that of one process to round-off (batch norm and
-    dropout aside). Only the first process evaluates, logs and writes checkpoints.
+    dropout aside). Only the first process evaluates, logs and writes checkpoints. A DataLoader must bring a
+    ``torch.utils.data.DistributedSampler``, which repeats a few samples where they do not divide evenly.
 
     Args:
         model: trained in place, on the device it is on; modules end in the mode they were in.
-        train: inputs and targets (x, y), each with the samples as rows; or a map-style dataset of such pairs.
+        train: inputs and targets (x, y), each with the samples as rows; a map-style dataset of such pairs; or a
+            DataLoader that gives batches of them, with its own sampler, collation, transformations and workers.
         loss: ``loss(model(x), y)``, the mean over the samples it is given.
         optimizer: of ``torchnotes.optim`` or ``torch.optim``.
         epochs: passes over the training set in all; a finished run goes on if this is raised.
-        dev: the dev set, evaluated after each epoch in evaluation mode.
+        dev: the dev set, likewise, evaluated after each epoch in evaluation mode.
         metrics: further functions like ``loss``, by name, for the dev set.
         batch_size: samples in one step of the optimiser; None for the notes' rule (all below 2,000, else 64 to 512).
-        shuffle: a new order each epoch.
+            A DataLoader has its own.
+        shuffle: a new order each epoch (default), or the order given. A DataLoader has its own.
         scheduler: a learning-rate decay, stepped after each epoch.
         accumulate: take each batch in this many pieces and add their gradients up: the memory of a piece, the step of
             the whole batch.
@@ -105,8 +113,6 @@ def fit(
     >>> run.epoch, run.step, run.history[-1]["train_loss"] < 1e-6
     (60, 60, True)
     """
-    source = source_of(train, "train")
-    dev_source = None if dev is None else source_of(dev, "dev")
     _check_parts(model, loss, optimizer, scheduler, callbacks)
     for name, value in (("epochs", epochs), ("accumulate", accumulate)):
         _check_count(value, name)
@@ -119,10 +125,10 @@ def fit(
         check_in_range(clip_norm, "clip_norm", 0.0, math.inf, low_open=True, remedy="leave it out not to clip")
     if amp not in (None, torch.float16, torch.bfloat16):
         raise ValueError(f"amp must be torch.float16, torch.bfloat16 or None, got {amp!r}; bfloat16 needs no scaling.")
+    rank, world = processes()
+    feed = training_feed(train, batch_size, shuffle, seed=seed, rank=rank, world=world, default=default_batch_size)
     options = Options(
         epochs=epochs,
-        batch_size=batch_size or default_batch_size(len(source)),
-        shuffle=shuffle,
         accumulate=accumulate,
         clip_norm=clip_norm,
         amp=amp,
@@ -130,7 +136,8 @@ def fit(
         checkpoint_every=checkpoint_every,
         seed=seed,
     )
-    loop = Loop(model, source, dev_source, loss, dict(metrics or {}), optimizer, scheduler, list(callbacks), options)
+    evaluated = None if dev is None else dev_feed(dev, batch_size or EVALUATED, world)
+    loop = Loop(model, feed, evaluated, loss, dict(metrics or {}), optimizer, scheduler, list(callbacks), options)
     loop.writer = writer
     with _random.seeded(seed + loop.rank), _Bar(progress, loop) as loop.bar:
         if resume:
@@ -197,4 +204,4 @@ def _check_count(value: object, name: str) -> None:
         raise ValueError(f"{name} must be an integer of at least 1, got {value!r}; it is a number of whole things.")
 
 
-__all__ = ["fit", "Source"]
+__all__ = ["fit"]
