@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections import defaultdict
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -185,6 +187,76 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole(tmp_path, monkeypatch, call
     monkeypatch.undo()
     assert load_checkpoint(path) == {"step": 1}
     assert [entry.name for entry in tmp_path.iterdir()] == ["run.pt"]
+
+
+def test_what_a_killed_process_left_beside_the_checkpoint_is_removed(tmp_path):
+    left = [tmp_path / ".run.pt.00ff.unfinished", tmp_path / ".run.pt.1234.unfinished"]
+    kept = [tmp_path / ".other.pt.00ff.unfinished", tmp_path / "run.pt.best"]
+    for path in (*left, *kept):
+        path.touch()
+    _train(tmp_path / "run.pt", epochs=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["run.pt", *(path.name for path in kept)])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of POSIX")
+def test_a_checkpoint_has_the_mode_of_any_other_new_file(tmp_path):
+    save_checkpoint({"step": 1}, tmp_path / "run.pt")
+    (tmp_path / "other").touch()
+    assert (tmp_path / "run.pt").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_numbers_of_numpy_are_kept_and_what_could_not_be_read_back_is_refused_on_writing(tmp_path):
+    path = tmp_path / "run.pt"
+    state = {"a": np.float64(0.1), "b": [np.int64(3), (np.float32(0.1),)], "c": defaultdict(list, d=[1])}
+    save_checkpoint(state, path)
+    assert load_checkpoint(path) == {"a": 0.1, "b": [3, (float(np.float32(0.1)),)], "c": {"d": [1]}}
+    assert type(state["a"]) is np.float64  # the caller's own state is left as it was
+    for value in (np.zeros(2), tmp_path, frozenset({1}), print):
+        with pytest.raises(
+            TypeError, match=r"a checkpoint takes tensors and plain values, got .* at state\['a'\]\[1\]\['b'\]; conver"
+        ):
+            save_checkpoint({"a": [1, {"b": value}]}, path)
+    assert load_checkpoint(path)["a"] == 0.1
+
+
+def test_a_rate_out_of_numpy_can_be_resumed(tmp_path):
+    def train(epochs):
+        torch.manual_seed(1)
+        model = nn.Linear(1, 1)
+        optimizer = optim.Adam(model.parameters(), np.logspace(-3, -1, 3)[1])
+        x = torch.linspace(-1, 1, 8).unsqueeze(1)
+        return fit(
+            model, (x, x), loss=F.mse_loss, optimizer=optimizer, epochs=epochs, checkpoint=tmp_path / "run.pt"
+        ).history
+
+    first = train(2)
+    assert train(3)[:2] == first
+
+
+def test_a_plateau_scheduler_is_stepped_by_the_dev_loss_and_resumed(tmp_path):
+    def train(path, epochs, dev):
+        torch.manual_seed(1)
+        model = nn.Linear(1, 1)
+        optimizer = optim.GradientDescent(model.parameters(), 1e-6)
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=1, threshold=0.5)
+        x = torch.linspace(-1, 1, 8).unsqueeze(1)
+        run = fit(
+            model,
+            (x, x),
+            loss=F.mse_loss,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            epochs=epochs,
+            dev=dev,
+            checkpoint=path,
+        )
+        return [record["lr"] for record in run.history]
+
+    for dev in (None, (torch.ones(2, 1), torch.ones(2, 1))):
+        rates = train(tmp_path / f"{dev is None}.pt", 6, dev)
+        assert rates == pytest.approx([1e-6] * 3 + [1e-7] * 2 + [1e-8])
+        train(tmp_path / f"{dev is None} cut.pt", 2, dev)
+        assert train(tmp_path / f"{dev is None} cut.pt", 6, dev) == rates
 
 
 def test_files_that_are_no_checkpoints(tmp_path):

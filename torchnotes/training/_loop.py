@@ -14,13 +14,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from torchnotes._checks import check_same_shape, describe
 from torchnotes.training import _random
 from torchnotes.training._data import label_error
 from torchnotes.training._feed import Feed, Piece
 from torchnotes.training.callbacks import Callback, Run
-from torchnotes.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from torchnotes.training.checkpoint import CheckpointError, load_checkpoint, remove_unfinished, save_checkpoint
 from torchnotes.training.evaluate import Loss, mode
 
 
@@ -77,10 +78,11 @@ class Loop:
 
     def run_all(self) -> Run:
         """Train to the end."""
-        if self.options.checkpoint is not None and self.rank == 0 and not self.options.checkpoint.parent.is_dir():
-            raise CheckpointError(
-                f"the directory of the checkpoint must exist, got {self.options.checkpoint.parent}; make it first."
-            )
+        path = self.options.checkpoint
+        if path is not None and self.rank == 0:
+            if not path.parent.is_dir():
+                raise CheckpointError(f"the directory of the checkpoint must exist, got {path.parent}; make it first.")
+            remove_unfinished(path)
         with mode(self.model, True):
             while self.run.epoch < self.options.epochs and not self.run.stopped:
                 self._epoch()
@@ -176,7 +178,9 @@ class Loop:
         self.run.epoch += 1
         self.batch = self.rows = 0
         self.total = torch.zeros_like(self.total)
-        if self.scheduler is not None:
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(record.get("dev_loss", record["train_loss"]))
+        elif self.scheduler is not None:
             self.scheduler.step()
         self._report(record)
         for callback in self.callbacks:

@@ -77,7 +77,8 @@ def fit(
         batch_size: samples in one step of the optimiser; None for the notes' rule (all below 2,000, else 64 to 512).
             A DataLoader has its own.
         shuffle: a new order each epoch (default), or the order given. A DataLoader has its own.
-        scheduler: a learning-rate decay, stepped after each epoch.
+        scheduler: a learning-rate decay, stepped after each epoch; ``ReduceLROnPlateau`` by the dev loss, without a dev
+            set by the training loss.
         accumulate: take each batch in this many pieces and add their gradients up: the memory of a piece, the step of
             the whole batch.
         clip_norm: largest norm of all gradients together; longer ones are shortened to it.
