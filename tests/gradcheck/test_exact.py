@@ -6,11 +6,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.gradcheck._nets import data, net, seeded
-from torchnotes.gradcheck import check_gradients
+from torchnotes.gradcheck import _chain, check_gradients
 from torchnotes.gradcheck._batched import BatchEvaluator, agrees, model_batch
 from torchnotes.gradcheck._chain import ChainEvaluator, chain_of
 from torchnotes.gradcheck._evaluate import LoopEvaluator, unravel
 from torchnotes.gradcheck._objective import Cost, model_objective
+from torchnotes.gradcheck.check import _evaluators
 
 
 def evaluators(model, x, y, memory=1 << 24):
@@ -99,7 +100,79 @@ def test_the_chain_and_the_batch_are_used():
     x, y = data()
     assert check_gradients(net(), x, y, loss=F.cross_entropy).method == "exact (chain)"
     with_penalty = check_gradients(net(), x, y, loss=F.cross_entropy, penalty=lambda m: m[0].weight.square().sum())
-    assert with_penalty.method == "exact (vmap)"
+    assert with_penalty.method == "exact (chain)"
+    mixing = nn.Sequential(nn.Linear(6, 3), Mixing()).double()
+    assert check_gradients(mixing, x, y, loss=F.cross_entropy).method == "exact (vmap)"
+
+
+def loops_over_python_numbers(model):
+    """No vmap goes through this penalty, so its differences are taken one by one."""
+    return sum(abs(float(w.detach())) * w for w in model[0].weight.reshape(-1))
+
+
+@pytest.mark.parametrize(
+    "penalty",
+    [
+        lambda m: 0.3 * sum(p.square().sum() for p in m.parameters()),
+        lambda m: 1e6 * m[0].weight.abs().sum() + m[2].bias.square().sum(),
+        lambda m: (m[0].weight.norm() * m[4].weight.norm()).log(),
+        loops_over_python_numbers,
+    ],
+    ids=["L2", "L1 of one layer", "a product of two layers", "not vmappable"],
+)
+def test_a_penalty_is_differenced_apart_from_the_layers(penalty):
+    """Rows: J, data cost, penalty; each to the round-off of its own size."""
+    model, (x, y) = net(), data()
+    cost = Cost(model, F.cross_entropy, penalty)
+    objective = model_objective(cost, x, y, None, ())
+    base, _ = objective.prepare()
+    objective.rows = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    fast = next(_evaluators(cost, objective, base, (x, y), 1 << 24))
+    assert fast.name == "chain"
+    loop = LoopEvaluator(objective, base)
+    size = (objective.rows * base.detach()).abs().sum(1, keepdim=True)
+    for t, tensor in enumerate(objective.tensors):
+        index, step = torch.arange(tensor.numel()), torch.full((tensor.numel(),), 1e-2, dtype=torch.float64)
+        apart = (fast.delta(t, index, step) - loop.delta(t, index, step)).abs()
+        assert bool((apart <= 2.0**-46 * size).all())
+
+
+LOSSES = {
+    "function": (F.cross_entropy, True),
+    "module": (nn.CrossEntropyLoss(), True),
+    "sum": (nn.CrossEntropyLoss(reduction="sum"), True),
+    "smoothed": (nn.CrossEntropyLoss(label_smoothing=0.1), True),
+    "weighted mean": (nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)), False),
+    "a lambda": (lambda out, y: F.cross_entropy(2 * out, y), False),
+    "mixes samples": (
+        lambda out, y, reduction="mean": F.cross_entropy(out - out.mean(0), y, reduction=reduction),
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_over_many_outputs_at_once_is_the_loss(name, monkeypatch):
+    """By rows where the loss is an average or sum over them; a loss that is not must be seen to be none."""
+    loss, by_rows = LOSSES[name]
+    calls = []
+    original = _chain._by_rows
+    monkeypatch.setattr(_chain, "_by_rows", lambda *args: counted(original(*args), calls))
+    outputs = torch.randn(4, 12, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    every = _chain._batched_loss(Cost(net(), loss, None), data()[1])
+    want = torch.stack([loss(o, data()[1]) for o in outputs])
+    torch.testing.assert_close(every(outputs), want, rtol=1e-14, atol=0)
+    calls.clear()
+    every(outputs)
+    assert bool(calls) == by_rows
+
+
+def counted(way, calls):
+    def same(outputs):
+        calls.append(1)
+        return way(outputs)
+
+    return same
 
 
 def test_a_shortcut_that_disagrees_is_not_used():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from torchnotes.gradcheck._evaluate import Evaluator, LoopEvaluator, outside_domain
@@ -71,6 +71,32 @@ def model_batch(cost: Cost, objective: Objective, inputs: object, target: object
     def batch(t: int, stack: Tensor) -> Tensor:
         def one(value: Tensor) -> Tensor:
             y: Tensor = functional_call(cost, {keys[t]: value}, (inputs, target))
+            return y
+
+        out: Tensor = torch.vmap(one, randomness="same")(stack)
+        return out
+
+    return batch
+
+
+class _PenaltyOnly(nn.Module):
+    def __init__(self, cost: Cost) -> None:
+        super().__init__()
+        self.cost = cost
+
+    def forward(self) -> Tensor:
+        return self.cost.penalty_cost().double().reshape(1)
+
+
+def penalty_batch(cost: Cost, objective: Objective) -> Batch:
+    """The penalty alone, over a stack of values of one parameter."""
+    alone = _PenaltyOnly(cost)
+    by_identity = {id(p): n for n, p in alone.named_parameters()}
+    keys = [by_identity[id(p)] for p in objective.tensors]
+
+    def batch(t: int, stack: Tensor) -> Tensor:
+        def one(value: Tensor) -> Tensor:
+            y: Tensor = functional_call(alone, {keys[t]: value}, ())
             return y
 
         out: Tensor = torch.vmap(one, randomness="same")(stack)

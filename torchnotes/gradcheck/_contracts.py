@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchnotes.gradcheck._precision import rounding
 from torchnotes.gradcheck._subject import Subject
 from torchnotes.gradcheck.compare import norm
 from torchnotes.gradcheck.report import Finding
 
 EXACT = 1e-10  # relative: float64 rounding leaves 1e-15, float32 arithmetic on the way leaves 1e-8
 HUGE, TINY = 2.0**16, 2.0**-60  # powers of two scale without rounding; the usual loss scale, and nearly nothing
+COARSE_SCALE = 4.0  # half precision overflows and vanishes soon
 ALL_SUBSETS = 4  # up to this many inputs every subset is tried
 
 Gradients = list[Tensor]
@@ -35,6 +37,8 @@ class Contracts:
     def __init__(self, subject: Subject, generator: torch.Generator) -> None:
         self.subject, self._generator = subject, generator
         self.values = subject.values
+        self.eps, self.dtype = rounding(lambda: subject(self.values))
+        self.exact = max(EXACT, 4 * self.eps)
         self.outputs = subject(self.values)
         self.live = [k for k, o in enumerate(self.outputs) if o.requires_grad]
         self.u, self.v = self._cotangents(), self._cotangents()
@@ -120,13 +124,15 @@ class Contracts:
         other = self.pull(self.v)
         total = self.pull([a + b for a, b in zip(self.u, self.v, strict=True)])
         error = self._apart(total, [a + b for a, b in zip(self.reference, other, strict=True)], other)
-        if error > EXACT:
+        if error > self.exact:
             precision = "; float32 arithmetic inside a float64 path?" if error < 1e-6 else ""
             return f"B(u + v) differs from B(u) + B(v) by {error:.1e} of their size{precision}"
-        for factor, what in ((-1.0, "the sign changed"), (HUGE, "a huge"), (TINY, "a tiny"), (1 / 3, "a third of the")):
+        coarse = self.eps > torch.finfo(torch.float32).eps
+        huge, tiny = (COARSE_SCALE, 1 / COARSE_SCALE) if coarse else (HUGE, TINY)
+        for factor, what in ((-1.0, "the sign changed"), (huge, "a huge"), (tiny, "a tiny"), (1 / 3, "a third of the")):
             scaled = self.pull([factor * c for c in self.u])
             error = self._apart([g / factor for g in scaled], self.reference)
-            if error > EXACT:
+            if error > self.exact:
                 return f"B(c·u) differs from c·B(u) by {error:.1e} for c = {factor:.3g} ({what} cotangent)"
         return ""
 
@@ -144,19 +150,19 @@ class Contracts:
         """Strided, transposed and expanded cotangents give what contiguous ones give."""
         for what, laid_out in (("strided", _strided), ("transposed", _transposed)):
             error = self._apart(self.pull([laid_out(c) for c in self.u]), self.reference)
-            if error > EXACT:
+            if error > self.exact:
                 return f"a {what} grad_output changes the gradient by {error:.1e}: contiguous memory is assumed"
         ones = self.pull([torch.ones_like(c) for c in self.u])
         expanded = self.pull([c.new_ones(()).expand(c.shape) for c in self.u])
         error = self._apart(expanded, ones)
-        return f"an expanded grad_output changes the gradient by {error:.1e}" if error > EXACT else ""
+        return f"an expanded grad_output changes the gradient by {error:.1e}" if error > self.exact else ""
 
     def repeatable(self) -> str:
         """A second backward of the same graph, under other random numbers, gives the same."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(1 << 30, (), generator=self._generator)))
             error = self._apart(self.pull(self.u, replay=False), self.reference)
-        if error > EXACT:
+        if error > self.exact:
             return (
                 f"the second backward of one graph differs by {error:.1e}: "
                 "it draws random numbers (a mask drawn anew?) or changes what it saved"
@@ -168,7 +174,7 @@ class Contracts:
         shifted = [self._nearby(v) for v in self.values]
         first, second = self.subject(self.values), self.subject(shifted)
         error = self._apart(self.pull(self.u, first), self.reference)
-        if error > EXACT:
+        if error > self.exact:
             return (
                 f"a second use of the op before backward changes the gradient by {error:.1e}: state kept on the class"
             )
@@ -179,7 +185,11 @@ class Contracts:
         finally:
             self.values = kept
         error = self._apart(late, alone)
-        return f"after another use of the op its gradient changes by {error:.1e}: stale state" if error > EXACT else ""
+        return (
+            f"after another use of the op its gradient changes by {error:.1e}: stale state"
+            if error > self.exact
+            else ""
+        )
 
     def _nearby(self, value: Tensor) -> Tensor:
         factor = 1 + 2.0**-12 * torch.rand(value.shape, generator=self._generator, dtype=torch.float64)
@@ -197,7 +207,7 @@ class Contracts:
                 error = distance(
                     [got[k] for k in chosen], [self.reference[k] for k in chosen], floor=[self.floor[k] for k in chosen]
                 )
-                if error > EXACT:
+                if error > self.exact:
                     names = ", ".join(self.subject.names[k] for k in chosen)
                     return f"with only {names} requiring grad the gradient changes by {error:.1e}: needs_input_grad?"
         finally:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torchnotes.gradcheck._measure import ULP, table_noise
+from torchnotes.gradcheck._measure import table_noise
 from torchnotes.gradcheck._objective import Objective
 
 #: Steps tried, in units of the typical size of θ's entries: 4^k from 2^-30 to 2^-8.
@@ -130,7 +130,7 @@ class Probe:
         """
         spacing = 2.0**-26 * self.scale
         table = self.change(region, 0, [k * spacing for k in range(9)])
-        sigma = max(float(table_noise(table)), ULP * abs(self.base))
+        sigma = max(float(table_noise(table)), self.objective.unit * abs(self.base))
         steps = torch.tensor([self.scale * s for s in TRIED], dtype=torch.float64)
         up = self.change(region, 0, steps.tolist())
         down = self.change(region, 0, (-steps).tolist())

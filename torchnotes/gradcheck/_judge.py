@@ -11,6 +11,7 @@ from torch import Tensor
 from torchnotes.gradcheck import _measure as measure
 from torchnotes.gradcheck._evaluate import Evaluator, LoopEvaluator, taken
 from torchnotes.gradcheck._kinks import branches, same_branches
+from torchnotes.gradcheck._objective import Objective
 from torchnotes.gradcheck.compare import RIGHT, Verdict, norm, ratio_of_norms
 
 SAMPLE = 8
@@ -19,6 +20,7 @@ CERTAIN = 8.0  # its own errors beyond which an entry measured by itself is wron
 VISIBLE = 1e-6  # relative size below which a difference in one entry is no bug but arithmetic
 BLIND = 1e-3  # an error this large (relative) hides what the notes call a bug: no verdict
 MOST_EXAMINED = 2048
+GRAINS = 4
 
 
 @dataclass
@@ -40,6 +42,7 @@ class Evidence:
     examined: int = 0
     skipped: int = 0
     detached: bool = False
+    grain: Tensor | None = None  # the gradient's own round-off, where it was asked for
     notes: list[str] = field(default_factory=list)
 
 
@@ -51,6 +54,44 @@ class Lens:
     loop: LoopEvaluator
     eps: float
     generator: torch.Generator
+    _grains: list[list[Tensor]] = field(default_factory=list)
+
+    def grain(self, t: int) -> Tensor:
+        """The round-off of the gradient under test itself, entry by entry: (costs, entries).
+
+        Measured: how far it moves when every entry of θ does by a unit in the last place, within one smooth piece.
+        A backward that recomputes x − mean(x) from rounded terms has a gradient of 1e-13 where the forward, and so
+        every difference, is exactly 0.
+        """
+        if not self._grains:
+            self._grains.append(_grain(self.loop.objective, self.generator))
+        return self._grains[0][t]
+
+
+def _grain(objective: Objective, generator: torch.Generator) -> list[Tensor]:
+    tensors = [t.detach() for t in objective.tensors]
+    kept = [t.clone() for t in tensors]
+
+    def flat() -> list[Tensor]:
+        found = objective.gradients()
+        return [
+            torch.stack([torch.zeros_like(v).view(-1) if g[t] is None else g[t].detach().reshape(-1) for g in found])  # type: ignore[union-attr]
+            for t, v in enumerate(tensors)
+        ]
+
+    here, taken_here = flat(), branches(objective)
+    grain = [torch.zeros_like(g) for g in here]
+    try:
+        for _ in range(GRAINS):
+            for tensor, was in zip(tensors, kept, strict=True):
+                sign = torch.randint(2, was.shape, generator=generator).to(was) * 2 - 1
+                tensor.copy_(was * (1 + 2.0**-52 * sign))
+            if same_branches(branches(objective), taken_here):
+                grain = [torch.maximum(a, (b - c).abs()) for a, b, c in zip(grain, flat(), here, strict=True)]
+    finally:
+        for tensor, was in zip(tensors, kept, strict=True):
+            tensor.copy_(was)
+    return [torch.nan_to_num(8 * g, posinf=0.0) for g in grain]
 
 
 def gather(lens: Lens, t: int, exact: Tensor) -> Evidence:
@@ -167,6 +208,9 @@ def _examine(evidence: Evidence, lens: Lens, t: int, batch: Tensor) -> int:
     size = torch.maximum(best.abs(), exact.abs())
     spread = evidence.exact.square().mean(1).sqrt()[:, None]
     wrong = (residual > CERTAIN * error) & (residual > VISIBLE * size) & (residual > 1e-10 * spread)
+    if bool(wrong.any()):
+        evidence.grain = lens.grain(t)
+        wrong &= residual > evidence.grain[:, batch]
     wrong |= ~torch.isfinite(exact)
     coarse = (error > BLIND * size) & (residual > LOOK * evidence.step.error[:, None])
     unclear = ~torch.isfinite(best) | (~wrong & coarse)
@@ -236,6 +280,8 @@ def judge(evidence: Evidence, row: int) -> Judgement:
     root = math.sqrt(max(int(usable.sum()), 1))
     round_off, truncation = (float(e[row]) * root for e in (evidence.step.round_off, evidence.step.truncation))
     floor = math.hypot(round_off, truncation)
+    if evidence.grain is not None:
+        floor = math.hypot(floor, norm(evidence.grain[row][usable]))
     ratio = ratio_of_norms(norm(evidence.first[row] - exact), norm(evidence.first[row]), norm(exact))
     refined = ratio_of_norms(residual, norm(approx[usable]), norm(exact[usable]))
     zero = size <= 10 * floor

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from torchnotes.gradcheck._evaluate import outside_domain
-from torchnotes.gradcheck._measure import ULP, table_noise
+from torchnotes.gradcheck._measure import table_noise
+from torchnotes.gradcheck._objective import ULP
 
 #: Steps of the full measurement, times the scale of the line: 4^k from 2^-32 to 2^-2.
 RUNGS = tuple(4.0**k for k in range(-16, 0))
@@ -40,7 +41,9 @@ class Slope:
         )
 
 
-def slope(change: Callable[[float], Tensor], exact: Tensor, *, scale: float = 1.0, size: float = 0.0) -> Slope:
+def slope(
+    change: Callable[[float], Tensor], exact: Tensor, *, scale: float = 1.0, size: float = 0.0, unit: float = ULP
+) -> Slope:
     """The derivative at 0 of ``change(h)``, measured with as few evaluations as its agreement with ``exact`` allows.
 
     Four evaluations each at two steps give two five-point differences. Where neither agrees with the claimed
@@ -50,7 +53,8 @@ def slope(change: Callable[[float], Tensor], exact: Tensor, *, scale: float = 1.
         change: the costs' change from their value at h = 0.
         exact: the claimed derivative of each cost.
         scale: a step along the line that counts as large.
-        size: magnitude of the costs, which bounds their round-off from below.
+        size: magnitude of the costs, which with ``unit`` bounds their round-off from below.
+        unit: relative round-off of one evaluation.
     """
     change = _within_domain(change, exact)
     quick = [_five_point(change, h * scale) for h in QUICK]
@@ -59,7 +63,7 @@ def slope(change: Callable[[float], Tensor], exact: Tensor, *, scale: float = 1.
         gap = (value - exact).abs()
         if bool((gap <= AGREES * exact.abs()).all()):
             return Slope(value, torch.maximum(spread, gap))
-    return _measured(change, scale, size)
+    return _measured(change, scale, unit * size)
 
 
 def _within_domain(change: Callable[[float], Tensor], like: Tensor) -> Callable[[float], Tensor]:
@@ -79,9 +83,9 @@ def _five_point(change: Callable[[float], Tensor], h: float) -> Tensor:
     return (8 * inner - outer) / (12 * h)
 
 
-def _measured(change: Callable[[float], Tensor], scale: float, size: float) -> Slope:
+def _measured(change: Callable[[float], Tensor], scale: float, least: float) -> Slope:
     spacing = 2.0**-26 * scale
-    sigma = table_noise(torch.stack([change(k * spacing) for k in range(-4, 5)], -1)).clamp_min(ULP * size)
+    sigma = table_noise(torch.stack([change(k * spacing) for k in range(-4, 5)], -1)).clamp_min(least)
     steps = torch.tensor(RUNGS, dtype=torch.float64, device=sigma.device) * scale
     up = torch.stack([change(float(h)) for h in steps], -1)
     down = torch.stack([change(-float(h)) for h in steps], -1)
@@ -91,9 +95,9 @@ def _measured(change: Callable[[float], Tensor], scale: float, size: float) -> S
     edge = torch.full_like(jump[..., :1], torch.inf)
     error = torch.maximum(torch.cat([jump, edge], -1), torch.cat([edge, jump], -1))
     error = torch.nan_to_num(torch.maximum(error, sigma[:, None] / steps[:-1]), nan=torch.inf)
-    least, rung = error.min(-1)
+    smallest, rung = error.min(-1)
     gap = ((up + down) / steps).abs()
     here = gap.gather(-1, rung[:, None])[:, 0]
     wider = gap.gather(-1, rung[:, None] + 1)[:, 0]
     bent = (here > 20 * sigma / steps[rung]) & (here > 0.7 * wider)
-    return Slope(better.gather(-1, rung[:, None])[:, 0], least, bool(bent.any()))
+    return Slope(better.gather(-1, rung[:, None])[:, 0], smallest, bool(bent.any()))

@@ -14,7 +14,6 @@ from torchnotes.gradcheck.differences import STENCILS, Stencil
 #: The ladder's steps are ε · 2^k for these k: from 1.6e-9 to 1.3e-2 around ε = 1e-7.
 LADDER = range(-6, 18)
 TABLE = 9
-ULP = 2.0**-53
 
 
 def derivative(evaluator: Evaluator, t: int, index: Tensor, eps: float, stencil: Stencil) -> Tensor:
@@ -73,7 +72,7 @@ def noise(evaluator: Evaluator, t: int, index: Tensor, eps: float, base: Tensor)
     slope = (change[..., -1:] - change[..., :1]) / ((TABLE - 1) * eps)
     sigma = table_noise(change - slope * off_grid)
     sigma = torch.quantile(torch.nan_to_num(sigma, nan=math.inf), 0.75, dim=1)
-    return torch.maximum(sigma, ULP * _size(evaluator, base))
+    return torch.maximum(sigma, evaluator.objective.unit * _size(evaluator, base))
 
 
 def _size(evaluator: Evaluator, base: Tensor) -> Tensor:

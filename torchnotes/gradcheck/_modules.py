@@ -18,7 +18,8 @@ from torch.utils import _pytree as pytree
 
 from torchnotes.gradcheck._contracts import Contracts
 from torchnotes.gradcheck._line import Slope, slope
-from torchnotes.gradcheck._objective import Objective
+from torchnotes.gradcheck._objective import ULP, Objective
+from torchnotes.gradcheck._precision import precision_finding
 from torchnotes.gradcheck._state import RandomStates
 from torchnotes.gradcheck._subject import Subject
 from torchnotes.gradcheck.compare import norm
@@ -46,9 +47,10 @@ def check_modules(
     for name, module in model.named_modules():
         if module in seen and name:
             findings[name] = _check_one(name, module, seen[module], random, generator)
-    wrong = [n for n, f in findings.items() if f.verdict == "wrong"]
-    culprits = [n for n in wrong if not any(other.startswith(n + ".") for other in wrong)]
-    return [f for f in findings.values() if f.name in culprits or f.name not in wrong], culprits
+    flagged = [n for n, f in findings.items() if f.verdict != "correct"]
+    innermost = [n for n in flagged if not any(other.startswith(n + ".") for other in flagged)]
+    kept = [f for f in findings.values() if f.name in innermost or f.name not in flagged]
+    return kept, [n for n in innermost if findings[n].verdict == "wrong"]
 
 
 def _record(model: nn.Module, objective: Objective) -> dict[nn.Module, _Seen]:
@@ -87,7 +89,10 @@ def _check_one(name: str, module: nn.Module, seen: _Seen, random: RandomStates, 
         return Finding(name, "correct", "its output carries no gradient: not judged")
     complaint = next((f"{f.name}: {f.detail}" for f in contracts.run() if f.verdict == "wrong"), "")
     complaint = complaint or _differences(contracts, generator)
-    return Finding(name, "wrong" if complaint else "correct", complaint or "its own backward agrees")
+    if complaint:
+        return Finding(name, "wrong", complaint)
+    coarse = precision_finding(contracts.eps, contracts.dtype, returned=False)
+    return Finding(name, "suspect", coarse.detail) if coarse else Finding(name, "correct", "its own backward agrees")
 
 
 def _differences(contracts: Contracts, generator: torch.Generator) -> str:
@@ -121,10 +126,17 @@ def _along(contracts: Contracts, which: Sequence[int], generator: torch.Generato
             return torch.stack(terms).sum().reshape(1).double().cpu()
 
         measured: Slope = slope(
-            change, exact, size=norm(*(base[k] * c for k, c in zip(contracts.live, contracts.u, strict=True)))
+            change,
+            exact,
+            size=norm(*(base[k] * c for k, c in zip(contracts.live, contracts.u, strict=True))),
+            unit=max(ULP, contracts.eps / 2),
         )
     floor = sum(contracts.floor[k] * norm(lines[k]) for k in which)
     # At a kink of many units at once the two sides differ and neither is the gradient: not judged along a line.
-    if measured.bent or float((measured.value - exact).abs()) <= floor or not measured.differs(exact, relative=1e-5):
+    if (
+        measured.bent
+        or float((measured.value - exact).abs()) <= floor
+        or not measured.differs(exact, relative=max(1e-5, 64 * contracts.eps))
+    ):
         return ""
     return f"{float(exact):.6g} along a random line, where the difference quotient is {float(measured.value):.6g}"

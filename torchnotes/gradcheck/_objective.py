@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchnotes._checks import describe
 from torchnotes.gradcheck._state import RandomStates, module_generators
 
+ULP = 2.0**-53
 Loss = Callable[..., Tensor]
 Penalty = Callable[[nn.Module], Tensor]
 
@@ -26,6 +27,7 @@ class Objective:
         rows: the directions V in which y is read: cost k is V[k] · y.
         row_names: what each cost is called.
         random: the generator states replayed before every evaluation.
+        unit: relative round-off of one evaluation at least: half the spacing of float64, or of what it drops to.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Objective:
         self.row_names: list[str] = []
         self.rows = torch.empty(0)
         self.evaluations = 0
+        self.unit = ULP
         self._compute = compute
         self._buffers = list(buffers)
         self._buffer_values = [b.detach().clone() for b in self._buffers]

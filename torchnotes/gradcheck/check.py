@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from torchnotes._checks import check_in_range, describe
 from torchnotes.gradcheck._assemble import Context, assemble
-from torchnotes.gradcheck._batched import BatchEvaluator, agrees, model_batch
+from torchnotes.gradcheck._batched import BatchEvaluator, agrees, model_batch, penalty_batch
 from torchnotes.gradcheck._chain import ChainEvaluator, chain_of
 from torchnotes.gradcheck._directions import Probe
 from torchnotes.gradcheck._distributed import refuse_unlike, shared
@@ -32,6 +32,7 @@ from torchnotes.gradcheck._objective import (
     tensors_in,
     to_double,
 )
+from torchnotes.gradcheck._precision import precision_finding, rounding
 from torchnotes.gradcheck._progress import Progress, Watched
 from torchnotes.gradcheck._progress import progress as show_progress
 from torchnotes.gradcheck._projected import check_projected
@@ -121,6 +122,7 @@ def check_gradients(
         stack.enter_context(preserved(cost, objective.random))
         stack.enter_context(dropout_mode(cost, dropout))
         y, notes = _first_evaluation(objective, original if cost is not original else None)
+        coarse = _precision(objective)
         separate = len(y) == 2
         device = y.device
         objective.rows = torch.tensor(
@@ -134,8 +136,9 @@ def check_gradients(
             report = _projected(objective, y, seed, max_memory, max_evaluations)
             return replace(
                 report,
-                verdict=worst_verdict([report.verdict, *(f.verdict for f in findings)]),
+                verdict=worst_verdict([report.verdict, *(f.verdict for f in (*findings, *coarse))]),
                 modules=tuple(findings),
+                findings=tuple(coarse),
                 culprits=tuple(culprits),
                 notes=(*report.notes, *notes),
                 seconds=time.perf_counter() - start,
@@ -152,6 +155,7 @@ def check_gradients(
         return assemble(
             evidences,
             context,
+            findings=coarse,
             modules=findings,
             culprits=culprits,
             notes=notes,
@@ -204,14 +208,35 @@ def _first_evaluation(objective: Objective, original: nn.Module | None) -> tuple
     return y, ["J draws random numbers: they were held fixed in every evaluation"] if drawn else []
 
 
+def _precision(objective: Objective) -> list[Finding]:
+    """Note how coarse an evaluation is, and say so where it drops below float64 on the way."""
+    eps, dtype = rounding(objective)
+    objective.unit = max(objective.unit, eps / 2)
+    found = precision_finding(eps, dtype, returned=False)
+    return [] if found is None else [found]
+
+
 def _evaluators(cost: Cost, objective: Objective, y: Tensor, data: tuple[Any, Any], memory: int) -> Iterator[Evaluator]:
     """The faster ways to evaluate a model's cost, fastest first."""
-    if len(y) == 1:
-        chain = chain_of(cost, objective, *data)
-        if chain is not None:
-            yield ChainEvaluator(objective, y, *chain, memory)
+    chain = chain_of(cost, objective, *data)
+    if chain is not None:
+        penalty = None if cost.penalty is None else _penalty_alone(cost, objective, memory)
+        yield ChainEvaluator(objective, y, *chain, memory, penalty)
     footprint = 8 * sum(t.numel() for t in tensors_in(data[0])) * 8
     yield BatchEvaluator(objective, y, model_batch(cost, objective, *data), memory, footprint)
+
+
+def _penalty_alone(cost: Cost, objective: Objective, memory: int) -> Evaluator:
+    """The differences of the penalty, which depends on the parameters only: the layers need not be run for it."""
+    alone = Objective(
+        objective.names, objective.tensors, lambda: cost.penalty_cost().double().reshape(1), objective.random
+    )
+    alone.rows = objective.rows.new_ones(1, 1)
+    with torch.no_grad():
+        base = alone()
+    batch = BatchEvaluator(alone, base, penalty_batch(cost, objective), memory, 8)
+    loop = LoopEvaluator(alone, base)
+    return batch if agrees(batch, loop, torch.Generator().manual_seed(0)) else loop
 
 
 def _exact(

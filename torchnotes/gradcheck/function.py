@@ -19,6 +19,7 @@ from torchnotes.gradcheck._higher import forward_mode as check_forward_mode
 from torchnotes.gradcheck._higher import second_order as check_second_order
 from torchnotes.gradcheck._judge import Lens, gather
 from torchnotes.gradcheck._objective import Cost, Objective, double_cost
+from torchnotes.gradcheck._precision import precision_finding
 from torchnotes.gradcheck._state import RandomStates, module_generators, preserved
 from torchnotes.gradcheck._subject import Subject
 from torchnotes.gradcheck.report import Finding, GradientReport
@@ -147,7 +148,9 @@ def _check_subject(
         exact = objective.gradients()
     except RuntimeError as error:
         return _raised(error, objective, y, eps, start)
-    findings = _findings(subject, generator, second_order=second_order, forward_mode=forward_mode)
+    contracts = Contracts(subject, generator)
+    objective.unit = max(objective.unit, contracts.eps / 2)
+    findings = _findings(contracts, generator, second_order=second_order, forward_mode=forward_mode)
     loop = LoopEvaluator(objective, y)
     batch = BatchEvaluator(objective, y, function_batch(subject.flat, subject.values), max_memory, 8 * 8 * y.numel())
     evaluator: Evaluator = batch if agrees(batch, loop, generator) else loop
@@ -171,9 +174,12 @@ def _check_subject(
     )
 
 
-def _findings(subject: Subject, generator: torch.Generator, *, second_order: bool, forward_mode: bool) -> list[Finding]:
-    contracts = Contracts(subject, generator)
+def _findings(
+    contracts: Contracts, generator: torch.Generator, *, second_order: bool, forward_mode: bool
+) -> list[Finding]:
     found = list(contracts.run())
+    returned = any(o.dtype != torch.float64 for o in contracts.outputs)
+    found += [f for f in [precision_finding(contracts.eps, contracts.dtype, returned=returned)] if f is not None]
     if forward_mode and contracts.live:
         found += [f for f in [check_forward_mode(contracts, generator)] if f is not None]
     if second_order and contracts.live:
