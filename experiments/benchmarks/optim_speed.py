@@ -139,16 +139,20 @@ def markdown(rows: Iterable[Row]) -> str:
     def cell(value: Any) -> str:
         return "–" if value is None else f"{value:.2f}"
 
+    def to_fused(ratio: float | None) -> str:
+        return cell(ratio) + (" **loses**" if ratio is not None and ratio > 1 else "")
+
     lines = [
         "| rule | parameters | tensors | ours, ms | torch foreach, ms | per tensor, ms | fused, ms "
         "| ours / foreach (quartiles) | ours / fused |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "|---|---:|---:|---:|---:|---:|---:|---|---|",
     ]
     for row in rows:
         spread = f"{row.ratio_to_foreach:.2f} ({row.ratio_to_foreach_low:.2f}–{row.ratio_to_foreach_high:.2f})"
+        spread += " **loses**" if row.ratio_to_foreach > 1 else ""
         lines.append(
             f"| {row.rule} | {row.parameters:,} | {row.tensors} | {cell(row.ours_ms)} | {cell(row.foreach_ms)} "
-            f"| {cell(row.per_tensor_ms)} | {cell(row.fused_ms)} | {spread} | {cell(row.ratio_to_fused)} |"
+            f"| {cell(row.per_tensor_ms)} | {cell(row.fused_ms)} | {spread} | {to_fused(row.ratio_to_fused)} |"
         )
     return "\n".join(lines)
 
