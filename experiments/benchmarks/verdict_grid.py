@@ -33,6 +33,8 @@ class Config:
     widths: tuple[int, ...] = (32, 64, 128, 256)
     depths: tuple[int, ...] = (5, 20, 50, 100)
     seeds: int = 20
+    known_seeds: int = 100
+    """Seeds of the two nets whose verdict is certain: ReLU at 2/n and at 1/n, 64 wide and 50 deep."""
     batch: int = 32
     conv_width: int = 64
     """The widest convolution: its 64 positions make it as dear as a layer eight times as wide."""
@@ -63,9 +65,9 @@ def truth(growth: float, depth: int) -> str:
     return "exploding" if change > 0 else "vanishing"
 
 
-def run(config: Config, family: Family, width: int, depth: int) -> Iterator[Case]:
+def run(config: Config, family: Family, width: int, depth: int, seeds: int | None = None) -> Iterator[Case]:
     """All seeds of one cell."""
-    for seed in range(config.seeds):
+    for seed in range(config.seeds if seeds is None else seeds):
         net = family.build(width, depth, seed)
         x = torch.randn(config.batch, width, generator=torch.Generator().manual_seed(10_000 + seed))
         torch.manual_seed(seed)  # dropout masks
@@ -119,6 +121,21 @@ def by_size(config: Config, cases: list[Case]) -> Table:
     return table
 
 
+def of_known_nets(config: Config) -> Table:
+    """He initialisation, which must be called healthy, and 1/n with ReLU, which must be called vanishing."""
+    table = Table(
+        f"ReLU, 64 wide and 50 deep, {config.known_seeds} seeds",
+        ("variance", "activations", "gradients", "both"),
+    )
+    for family, word in ((FAMILIES[0], "healthy"), (FAMILIES[1], "vanishing")):
+        cases = list(run(config, family, 64, 50, config.known_seeds))
+        right = [case.verdict == word for case in cases]
+        counts = (sum(right[::2]), sum(right[1::2]), sum(a and b for a, b in zip(right[::2], right[1::2], strict=True)))
+        words = (f"{word} on {count} of {config.known_seeds}" for count in counts)
+        table.rows.append((family.name, *words))
+    return table
+
+
 def _counts(cases: list[Case]) -> tuple[str, str, str, str]:
     sound = [case for case in cases if case.truth == "healthy"]
     broken = [case for case in cases if case.truth in ("vanishing", "exploding")]
@@ -142,7 +159,8 @@ def main(config: Config) -> list[Case]:
         for family, width, depth in grid:
             cases += run(config, family, width, depth)
             advance(f"{family.name}, {width} wide, {depth} deep")
-    tables = [by_family(cases), by_size(config, cases)]
+        known = [of_known_nets(config)] if config.known_seeds else []
+    tables = [by_family(cases), by_size(config, cases), *known]
     for table in tables:
         table.print(console)
     if config.json is not None:

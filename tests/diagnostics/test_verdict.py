@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tests.diagnostics._signals import mlp, signals
+from torchnotes.diagnostics import probe
 from torchnotes.diagnostics.verdict import judge
 from torchnotes.diagnostics.verdict_profile import change_point, power_law
 
@@ -121,6 +122,50 @@ def test_one_odd_layer_that_the_others_recover_from_is_not_a_verdict():
     low = records[10].gradient
     records[10] = replace(records[10], gradient=replace(low, log10_rms=low.log10_rms - 4))
     assert judge(records).healthy
+
+
+def _scaled(scales, width=64):
+    net = mlp(len(scales), width, nn.ReLU, 2.0, 0)
+    for layer, scale in zip([m for m in net if isinstance(m, nn.Linear)], scales, strict=True):
+        layer.weight.data.mul_(scale)
+    return net
+
+
+@pytest.mark.parametrize(("factor", "states"), [(0.1, ("vanishing", "exploding")), (10.0, ("exploding", "vanishing"))])
+@pytest.mark.parametrize("with_gradients", [True, False])
+def test_a_signal_that_leaves_by_18_decades_and_comes_back_is_a_finding(factor, states, with_gradients):
+    """Both ends are at their scale, so neither slope nor end shows it."""
+    records = signals(_scaled([factor] * 18 + [1 / factor] * 18), _batch(64))
+    if not with_gradients:
+        records = [replace(record, gradient=None) for record in records]
+    verdict = judge(records)
+    assert (verdict.forward, verdict.backward) == (states[0], states[1] if with_gradients else None)
+    finding = verdict.findings[0]
+    assert (finding.first_bad_layer, finding.furthest) == ("layers.0", "layers.34")
+    assert finding.departure == pytest.approx(18 * np.log10(factor), abs=1.0)  # a decade for the walk at width 64
+    assert "come back before the end" in verdict.reason
+    assert "18 layers from `layers.36` on make up for it" in verdict.prescription
+
+
+@pytest.mark.parametrize("with_gradients", [True, False])
+def test_a_side_branch_may_be_as_small_as_it_likes(with_gradients):
+    """A residual branch that starts at 1e-6 of its trunk, in its first layer or by a gain at its end."""
+
+    class Block(nn.Module):
+        def __init__(self, first, gain):
+            super().__init__()
+            self.norm, self.up, self.down = nn.LayerNorm(64), nn.Linear(64, 64, bias=False), nn.Linear(64, 64)
+            self.act, self.gain = nn.ReLU(), gain
+            self.up.weight.data.mul_(first)
+
+        def forward(self, x):
+            return x + self.gain * self.down(self.act(self.up(self.norm(x))))
+
+    torch.manual_seed(0)
+    for first, gain in ((1e-6, 1.0), (1.0, 1e-6)):
+        net = nn.Sequential(nn.Linear(64, 64), *[Block(first, gain) for _ in range(8)], nn.Linear(64, 64))
+        layers = probe(net, _batch(64), theory=False).layers
+        assert judge([r if with_gradients else replace(r, gradient=None) for r in layers]).healthy
 
 
 def test_a_closed_branch_is_not_a_vanished_gradient():

@@ -74,6 +74,8 @@ def prescribe(layers: Sequence[LayerSignal], finding: Finding) -> Prescription |
             return _of_zero_weights(section)
     region = _region(chain, finding)
     sign = 1 if finding.state == "exploding" else -1
+    if finding.furthest is not None:
+        return _of_excursion(chain, region, finding) or _of_the_rest(region, layers, finding)
     return _of_sums(layers, finding) or _of_scale(region, finding, sign) or _of_the_rest(region, layers, finding)
 
 
@@ -89,6 +91,9 @@ def _region(chain: list[Section], finding: Finding) -> list[Section]:
     if finding.first_bad_layer not in labels:
         return chain
     index = labels.index(finding.first_bad_layer)
+    if finding.furthest in labels:
+        ends = sorted((index, labels.index(finding.furthest)))
+        return chain[ends[0] : ends[1] + 1]
     # The gradient at the output of layer l has come through the weights of layer l + 1.
     return chain[index:] if finding.direction == "forward" else chain[1 : index + 2] or chain
 
@@ -111,6 +116,33 @@ def _of_scale(region: list[Section], finding: Finding, sign: int) -> Prescriptio
         )
         return Prescription("dropout", text, labels, factors)
     return Prescription("weight scale", _scale_text(off, finding), labels, factors)
+
+
+def _of_excursion(chain: list[Section], region: list[Section], finding: Finding) -> Prescription | None:
+    """Weights that take the signal away, and those that bring it back: both are scaled, or it would run off at once."""
+    off = [section for section in chain if abs(section.excess) > 0.02]
+    there = sum(section.excess for section in region)
+    if abs(there) < 0.5 * min(abs(finding.departure), 300.0):
+        return None
+    sign = math.copysign(1.0, there)
+    away = [section for section in off if section.excess * sign > 0.1]
+    back = [section for section in off if section.excess * sign < -0.1]
+    if not away:
+        return None
+    text = (
+        f"From `{away[0].head.label}` on the weights of {_layers(away)} are too {'small' if sign < 0 else 'large'} "
+        f"(together by {abs(sum(section.excess for section in away)):.1f} decades)"
+    )
+    if back:
+        text += (
+            f", and {_layers(back)} from `{back[0].head.label}` on {'makes' if len(back) == 1 else 'make'} up for it"
+        )
+    text += f"; bring each to the scale that keeps the signal ({_CURES}), or `initialize_(model)`."
+    return Prescription("weight scale", text, tuple(section.head.label for section in away), _factors(off))
+
+
+def _layers(found: Sequence[Section]) -> str:
+    return f"{len(found)} layer{'' if len(found) == 1 else 's'}"
 
 
 def _scale_text(off: list[Section], finding: Finding) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -103,6 +104,8 @@ class Finding:
         band: the changes, in log₁₀ rms, that chance and harmless unevenness may cause at these widths.
         first_bad_layer: label of the layer from which on the signal goes wrong; None when healthy.
         reason: the measurement in a sentence.
+        furthest: label of the layer that is furthest out, where the signal comes back after it; None elsewhere.
+        departure: log₁₀ of the change up to ``furthest``; NaN elsewhere.
     """
 
     direction: Direction
@@ -112,6 +115,8 @@ class Finding:
     band: tuple[float, float]
     first_bad_layer: str | None
     reason: str
+    furthest: str | None = None
+    departure: float = math.nan
 
 
 @dataclass(frozen=True, slots=True)

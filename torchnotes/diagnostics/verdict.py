@@ -10,10 +10,11 @@ layers at ×0.7). Drift and σ are those of the random walk of :mod:`torchnotes.
 decades is there because chance, too, can break a net: where n is so small for the depth that the walk goes further,
 the net is in trouble whatever its initialisation, and the reason says that width is what it lacks.
 
-Two shapes count as leaving the band: a slope that adds up to more than it over the depth, and a departure that lasts
-to the end of the signal's way. A single layer that reads low and is followed by others that do not (the queries of an
-attention, a gate) does not. A scale that follows a power of depth (tanh at 1/n: q → 1/2l) is healthy: it slows down as
-it goes, where an exponential never does; the reason gives the exponent.
+Three shapes count as leaving the band: a slope that adds up to more than it over the depth, a departure that lasts to
+the end of the signal's way, and one of more than 3 decades that comes back before the end, on the way that all of the
+signal takes (:mod:`torchnotes.diagnostics.verdict_excursion`). A layer beside that way (the queries of an attention, a
+branch that starts near zero) may be as small as it likes. A scale that follows a power of depth (tanh at 1/n: q →
+1/2l) is healthy: it slows down as it goes, where an exponential never does; the reason gives the exponent.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from torchnotes.diagnostics import fluctuation, verdict_profile
+from torchnotes.diagnostics import fluctuation, verdict_excursion, verdict_profile
 from torchnotes.diagnostics.growth import growth_per_layer
 from torchnotes.diagnostics.prescription import prescribe
 from torchnotes.diagnostics.records import Direction, Finding, LayerSignal, State, Verdict
@@ -107,18 +109,34 @@ def _judge_direction(
     left = _leaves_for_good(curve.log10, lower, upper)
     trend = 0 if band[0] <= change <= band[1] else int(math.copysign(1, change))
     sign = left or trend
+    exponent = _exponent(curve) if sign and abs(curve.log10[-1]) < LIMIT else None
+    if exponent is not None:
+        return Finding(direction, "healthy", growth, change, band, None, _power_reason(exponent, direction))
     if not sign:
-        return Finding(direction, "healthy", growth, change, band, None, _healthy_reason(curve, growth))
-    exponent = _exponent(curve)
-    if exponent is not None and abs(curve.log10[-1]) < LIMIT:
-        reason = _power_reason(exponent, direction)
-        return Finding(direction, "healthy", growth, change, band, None, reason)
+        sound = Finding(direction, "healthy", growth, change, band, None, _healthy_reason(curve, growth))
+        furthest = verdict_excursion.excursion(curve, lower, upper, LIMIT, layers)
+        return sound if furthest is None else _excursion_finding(curve, sound, furthest, tolerance)
     state: State = "exploding" if sign > 0 else "vanishing"
     first = curve.layers[_first_bad(curve, tolerance)].label
     reason = _bad_reason(curve, growth, state, first, band)
     if _chance_could(curve, _drift(curve, steps), sigmas):
         reason += " Chance alone could do that at this depth: the layers are too narrow for it."
     return Finding(direction, state, growth, change, band, first, reason)
+
+
+def _excursion_finding(curve: Profile, sound: Finding, furthest: int, tolerance: float) -> Finding:
+    """The signal goes and comes back: judged by where it was furthest out, blamed on the way there."""
+    value = float(curve.log10[furthest])
+    gone = replace(curve, layers=curve.layers[: furthest + 1], log10=curve.log10[: furthest + 1])
+    first, worst = curve.layers[min(_first_bad(gone, tolerance), furthest)].label, curve.layers[furthest]
+    verb = "shrink" if value < 0 else "grow"
+    reason = (
+        f"{_NAMES[curve.direction].capitalize()} {verb} from {first} on by {abs(value):.1f} decades, to rms "
+        f"{_scale(worst, curve.direction)} at {worst.label}, and come back before the end: the two ends look sound, "
+        "the layers between do not work at a usable scale."
+    )
+    state: State = "vanishing" if value < 0 else "exploding"
+    return replace(sound, state=state, first_bad_layer=first, reason=reason, furthest=worst.label, departure=value)
 
 
 def _all_zero(curve: Profile) -> bool:
