@@ -13,7 +13,7 @@ from typing import Annotated
 import tyro
 
 # In the order of the notes; the line shown for each is the first of its docstring.
-EXPERIMENTS = ("logistic_regression", "gradient_checking", "vanishing_exploding", "mini_batches", "averages", "decays")
+EXPERIMENTS = ("logistic_regression", "gradient_checking", "vanishing_exploding", "mini_batches", "averages", "decays", "softmax")
 
 
 @dataclass(frozen=True)
