@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import io
 import pickle
 import warnings
@@ -70,14 +71,20 @@ MODULES = [
     (lambda lib: lib.BCEWithLogitsLoss(pos_weight=torch.tensor([2.0, 1.0, 3.0])), (4, 3), torch.full((4, 3), 0.3)),
     (lambda lib: lib.CrossEntropyLoss(torch.tensor([1.0, 2.0, 0.5]), label_smoothing=0.1), (4, 3), torch.tensor([0, 2, 1, -100])),  # noqa: E501
     (lambda lib: lib.BatchNorm1d(3), (4, 3), None),
-    (lambda lib: lib.BatchNorm1d(3, momentum=None, bias=False), (4, 3, 2), None),
+    (lambda lib: lib.BatchNorm1d(3, momentum=None), (4, 3, 2), None),
+    (lambda lib: lib.BatchNorm1d(3, bias=False), (4, 3, 2), None),
     (lambda lib: lib.BatchNorm2d(3, affine=False, track_running_stats=False), (4, 3, 2, 2), None),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("make", "shape", "target"), MODULES, ids=[str(i) for i in range(len(MODULES))])
 def test_state_dict_copies_pickles_and_exports(make: Any, shape: tuple[int, ...], target: Tensor | None):
-    ours, theirs = make(tn), make(nn)
+    try:
+        ours, theirs = make(tn), make(nn)
+    except TypeError:
+        if "bias" in inspect.signature(nn.BatchNorm1d).parameters:
+            raise
+        pytest.skip("the twin of this torch takes no bias=")
     assert isinstance(ours, type(theirs))
     theirs.load_state_dict(ours.state_dict(), strict=True)
     ours.load_state_dict(theirs.state_dict(), strict=True)

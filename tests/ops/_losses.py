@@ -47,6 +47,19 @@ def of_sigmoid(function: Any, **options: Any) -> Any:
     return lambda z, t: function(torch.sigmoid(z), torch.sigmoid(t), **options)
 
 
+def with_positive_weight() -> tuple[Any, Any]:
+    """Ours as a function of all three, and the formula of the notes: PyTorch's has no derivative in the third."""
+
+    def ours(z: Tensor, t: Tensor, p: Tensor) -> Tensor:
+        return ops.binary_cross_entropy_with_logits(z, torch.sigmoid(t), pos_weight=p.square())
+
+    def formula(z: Tensor, t: Tensor, p: Tensor) -> Tensor:
+        y, a = torch.sigmoid(summed_in(t)), torch.sigmoid(summed_in(z))
+        return -(summed_in(p).square() * y * a.log() + (1 - y) * (1 - a).log()).mean().to(z.dtype)
+
+    return ours, formula
+
+
 def in_training(eps: float) -> tuple[Any, Any]:
     """Ours, and batch normalisation in PyTorch's arithmetic.
 
@@ -102,6 +115,7 @@ def cases(case: Any) -> list[Any]:
         logits,
         ((3, 4),),
     )
+    found.append(case(f"{logits} all three", *with_positive_weight(), ((3, 4), (3, 4), (3, 4))))
     for shape in ((5, 3), (2, 3, 2, 2)):
         found.append(case(f"batch_norm {len(shape)}d", *in_training(0.01), (shape, (3,), (3,))))
         add(f"batch_norm {len(shape)}d evaluation", in_evaluation, "batch_norm", (shape, (3,), (3,)))

@@ -66,6 +66,12 @@ LINEAR = [
     Case("linear, vector", ops.linear, F.linear, ((3,), (4, 3), (4,))),
     Case("linear, three axes", ops.linear, F.linear, ((2, 5, 3), (4, 3), (4,))),
     Case("linear, vector weight", ops.linear, F.linear, ((5, 3), (3,))),
+    Case(
+        "linear, vector weight and bias",
+        ops.linear,
+        lambda x, w, b: F.linear(x, w.unsqueeze(0), b.view(1)).squeeze(-1),
+        ((2, 5, 3), (3,), ()),
+    ),
 ]
 
 

@@ -49,6 +49,13 @@ def test_probabilities_of_exactly_0_and_1_are_finite(dtype: torch.dtype):
         assert_close(grad_a, theirs.grad)
 
 
+@pytest.mark.parametrize(("dtype", "least"), [(torch.float16, 1 / 65504), (torch.float32, 1e-12)], ids=str)
+def test_the_least_denominator(dtype: torch.dtype, least: float):
+    a = torch.zeros(1, dtype=dtype, requires_grad=True)
+    ops.binary_cross_entropy(a, torch.ones(1, dtype=dtype), reduction="sum").backward()
+    assert_close(a.grad, torch.tensor([-1 / least], dtype=dtype))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_logits_of_1e4_are_finite(dtype: torch.dtype):
     z = torch.tensor([1e4, 1e4, -1e4, -1e4], dtype=dtype, requires_grad=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import re
 import weakref
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.testing import assert_close
 
-from tests.ops._table import CASES, ELEMENTWISE, LINEAR, Case, each
+from tests.ops._table import CASES, DENSE, ELEMENTWISE, LINEAR, Case, each
 from torchnotes.ops.kernels import memory, random_mask
 
 LOW = (torch.bfloat16, torch.float16)
@@ -154,9 +155,28 @@ def test_layouts_of_elementwise_ops(case: Case, layout: str):
     assert_same(value_and_gradients(case.ours, inputs), value_and_gradients(case.twin, inputs), rtol=1e-12, atol=1e-12)
 
 
+@each()
+@pytest.mark.parametrize("layout", ["transposed", "stepped", "expanded"])
+def test_layouts_of_every_op(case: Case, layout: str):
+    views = {
+        "transposed": lambda t: t.transpose(0, -1).contiguous().transpose(0, -1) if t.dim() > 1 else t,
+        "stepped": lambda t: torch.stack([t, -t], dim=-1)[..., 0],
+        "expanded": lambda t: t[:1].expand(t.shape) if t.dim() > 1 else t,
+    }
+    laid_out = tuple(views[layout](x.detach()).requires_grad_() for x in case.inputs())
+    contiguous = tuple(x.detach().clone(memory_format=torch.contiguous_format).requires_grad_() for x in laid_out)
+    copies = [x.detach().clone() for x in laid_out]
+    assert_same(
+        value_and_gradients(case.ours, laid_out), value_and_gradients(case.ours, contiguous), rtol=1e-13, atol=1e-13
+    )
+    with torch.no_grad():
+        case.ours(*laid_out)
+    assert all(torch.equal(x, copy) for x, copy in zip(laid_out, copies, strict=True))
+
+
+@each([LINEAR[0], *(case for case in DENSE if not case.random)])
 @pytest.mark.parametrize("shape", [(0, 3), (2, 0, 3), (5, 0)])
-def test_empty_batches_and_features_of_linear(shape: tuple[int, ...]):
-    case = LINEAR[0]
+def test_empty_batches_and_features_of_linear(case: Case, shape: tuple[int, ...]):
     features = shape[-1]
     inputs = tuple(torch.randn(s, dtype=torch.float64, requires_grad=True) for s in (shape, (4, features), (4,)))
     assert_same(value_and_gradients(case.ours, inputs), value_and_gradients(case.twin, inputs))
@@ -212,15 +232,65 @@ def test_compiled_without_a_graph_break(case: Case):
         assert_close(compiled(*inputs), case.ours(*inputs))
 
 
+@pytest.mark.skipif(
+    " " in torch.__file__, reason="Inductor passes its linker torch's own path unquoted, spaces and all"
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the import of Inductor gives one of torch's own
+def test_every_op_compiled_by_inductor():
+    # One case of each op in one graph: what takes the time is the C++ compiler, once for each pass.
+    torch._dynamo.reset()
+    one_each = list({re.split("[ ,]", case.name)[0]: case for case in reversed(COMPILED)}.values())
+    assert len(one_each) == 14  # all but dropout, which has tests of its own
+    inputs = [case.inputs() for case in one_each]
+    leaves = [x for group in inputs for x in group]
+
+    def every(*groups: tuple[Tensor, ...]) -> list[Tensor]:
+        return [case.ours(*group) for case, group in zip(one_each, groups, strict=True)]
+
+    def results(fn) -> list[Tensor]:
+        outputs = fn(*inputs)
+        cotangents = [torch.linspace(-1, 2, y.numel(), dtype=y.dtype).view(y.shape) for y in outputs]
+        return [*(y.detach() for y in outputs), *torch.autograd.grad(outputs, leaves, cotangents)]
+
+    assert_same(results(torch.compile(every, fullgraph=True)), results(every), rtol=1e-12, atol=1e-12)
+
+
+class AsModule(torch.nn.Module):
+    def __init__(self, op) -> None:
+        super().__init__()
+        self.op = op
+
+    def forward(self, *args: Tensor) -> Tensor:
+        return self.op(*args)
+
+
+@each(COMPILED)
+def test_exported(case: Case):
+    inputs = case.inputs(requires_grad=False)
+    program = torch.export.export(AsModule(case.ours), inputs)
+    other = case.inputs(torch.float64, requires_grad=False)
+    other = (other[0].flip(0), *other[1:])  # not the numbers it was traced with
+    assert_close(program.module()(*other), case.ours(*other), rtol=1e-12, atol=1e-12)
+
+
 @each(CASES)
 @pytest.mark.parametrize("dtype", LOW, ids=str)
 def test_autocast_as_the_twin(case: Case, dtype: torch.dtype):
     inputs = case.inputs(torch.float32)
+
+    def lowered(fn):
+        def run(*args: Tensor) -> Tensor:
+            with torch.autocast("cpu", dtype):
+                return fn(*args)
+
+        return run
+
     with torch.autocast("cpu", dtype):
-        ours = value_and_gradients(case.ours, inputs)
-        twin = value_and_gradients(case.twin, inputs)
-    assert [x.dtype for x in ours] == [x.dtype for x in twin]
-    assert_same(ours, twin, **TOLERANCE[dtype])
+        within = [value_and_gradients(fn, inputs) for fn in (case.ours, case.twin)]
+    without = [value_and_gradients(lowered(fn), inputs) for fn in (case.ours, case.twin)]  # only the forward inside
+    for ours, twin in (within, without):
+        assert [x.dtype for x in ours] == [x.dtype for x in twin]
+        assert_same(ours, twin, **TOLERANCE[dtype])
 
 
 @each(ELEMENTWISE)
@@ -228,6 +298,23 @@ def test_nan_in_nan_out(case: Case):
     x = torch.tensor([1.0, torch.nan, -2.0])
     y = case.ours(x)
     assert y.isnan().tolist() == [False, True, False]
+
+
+@each()
+def test_nan_in_any_argument_is_nan_in_the_output_and_the_gradient(case: Case):
+    for position in range(len(case.shapes)):
+        inputs = case.inputs()
+        with torch.no_grad():
+            inputs[position].reshape(-1)[0] = torch.nan
+        y, *gradients = value_and_gradients(case.ours, inputs)
+        assert y.isnan().any()
+        try:
+            _, *expected = value_and_gradients(case.twin, inputs)
+        except RuntimeError:
+            assert case.name.startswith("binary_cross_entropy")  # of probabilities: PyTorch raises at NaN
+            continue
+        for mine, theirs in zip(gradients, expected, strict=True):
+            assert not (theirs.isnan() & ~mine.isnan()).any()
 
 
 @each(ELEMENTWISE)

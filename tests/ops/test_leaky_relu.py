@@ -13,6 +13,13 @@ def test_the_notes_slope_and_the_kink():
     assert x.grad.tolist() == [0.01, 0.01, 1.0]
 
 
+@pytest.mark.parametrize("slope", [0.0, 1.0, 1.5, -0.5])
+def test_the_slope_at_the_kink_is_the_one_below(slope: float):
+    x = torch.tensor([-2.0, 0.0, -0.0, 3.0], dtype=torch.float64, requires_grad=True)
+    leaky_relu(x, slope).sum().backward()
+    assert x.grad.tolist() == [slope, slope, slope, 1.0]
+
+
 @pytest.mark.parametrize("slope", [0.01, 0.0, 2.0])
 def test_the_output_is_saved_where_it_tells_the_sign(slope: float):
     x = torch.randn(5, requires_grad=True)
@@ -22,7 +29,8 @@ def test_the_output_is_saved_where_it_tells_the_sign(slope: float):
 
 def test_the_input_is_saved_for_a_negative_slope():
     x = torch.randn(5, requires_grad=True)
-    assert [saved.data_ptr() for saved in leaky_relu(x, -1.0).grad_fn.saved_tensors] == [x.data_ptr()]
+    y = leaky_relu(x, -1.0)
+    assert [saved.data_ptr() for saved in y.grad_fn.saved_tensors] == [x.data_ptr()]
 
 
 def test_bad_arguments_are_refused():

@@ -24,7 +24,8 @@ def test_the_notes_equations_with_samples_as_columns():
 
 def test_x_and_the_weight_are_saved_and_nothing_else():
     x, weight, bias = torch.randn(5, 3, requires_grad=True), torch.randn(4, 3), torch.randn(4)
-    saved = linear(x, weight, bias).grad_fn.saved_tensors
+    y = linear(x, weight, bias)
+    saved = y.grad_fn.saved_tensors
     assert [t.data_ptr() for t in saved] == [x.data_ptr(), weight.data_ptr()]
 
 
