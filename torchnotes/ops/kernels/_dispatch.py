@@ -35,9 +35,8 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from torchnotes.ops._function import _FAST_PATH, _is_legacy_batched, _transforms_active
+from torchnotes.ops._function import _is_legacy_batched, plain_eager
 
 Kernel = Literal["dropout", "dense", "cross_entropy"]
 Mode = Literal["auto", "always", "never"]
@@ -112,9 +111,7 @@ def chosen(kernel: Kernel, x: Tensor, elements: int | None = None) -> bool:
     Raises:
         ImportError: the mode is ``"always"`` and Triton is not installed.
     """
-    if not (x.is_cuda or _INTERPRETED) or torch.compiler.is_compiling():
-        return False
-    if not _FAST_PATH or _transforms_active() or forward_ad._current_level >= 0 or _is_legacy_batched(x):
+    if not (x.is_cuda or _INTERPRETED) or not plain_eager() or _is_legacy_batched(x):
         return False
     wanted = _mode.get()
     if wanted == "never" or x.dtype not in DTYPES or type(x) not in _PLAIN:
