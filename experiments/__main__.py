@@ -13,7 +13,19 @@ from typing import Annotated
 import tyro
 
 # In the order of the notes; the line shown for each is the first of its docstring.
-EXPERIMENTS = ("logistic_regression", "gradient_checking", "vanishing_exploding", "mini_batches", "averages", "decays", "softmax")
+EXPERIMENTS = (
+    "logistic_regression",
+    "shallow_and_deep",
+    "init_symmetry",
+    "input_normalization",
+    "gradient_checking",
+    "vanishing_exploding",
+    "mini_batches",
+    "averages",
+    "decays",
+    "batch_norm",
+    "softmax",
+)
 
 
 @dataclass(frozen=True)
