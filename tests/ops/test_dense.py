@@ -96,3 +96,15 @@ def test_an_unhashable_activation_is_refused_like_any_other():
     x, weight, bias = tensors()
     with pytest.raises(ValueError, match=r"activation must be one of .*, got \['relu'\]"):
         ops.dense(x, weight, bias, activation=["relu"])
+
+
+@pytest.mark.parametrize("keep_prob", [1.0, 0.5])
+@pytest.mark.parametrize("slope", [0.0, 0.25, 1.0, 1.5, 3.0])
+def test_leaky_relu_of_any_slope_and_at_its_kink(slope: float, keep_prob: float):
+    z = torch.tensor([-2.0, -0.5, 0.0, 0.5, 3.0] * 8, dtype=torch.float64).view(-1, 1)
+    weight, point = torch.ones(1, 1, dtype=torch.float64), z.clone().requires_grad_()
+    y = ops.dense(point, weight, activation="leaky_relu", negative_slope=slope, keep_prob=keep_prob, generator=seeded())
+    mask = ops.dropout(torch.ones_like(z), keep_prob=keep_prob, generator=seeded())
+    assert_close(y.detach(), torch.where(z > 0, z, slope * z) * mask)
+    y.sum().backward()
+    assert_close(point.grad, torch.where(z > 0, 1.0, slope).double() * mask)  # α at 0, as PyTorch has it
