@@ -6,10 +6,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.gradcheck._nets import data, net, seeded
-from torchnotes.gradcheck import _chain, check_gradients
+from torchnotes.gradcheck import check_gradients
 from torchnotes.gradcheck._batched import BatchEvaluator, agrees, model_batch
 from torchnotes.gradcheck._chain import ChainEvaluator, chain_of
-from torchnotes.gradcheck._evaluate import LoopEvaluator, unravel
+from torchnotes.gradcheck._evaluate import LoopEvaluator
+from torchnotes.gradcheck._losses import ManyLosses
 from torchnotes.gradcheck._objective import Cost, model_objective
 from torchnotes.gradcheck.check import _evaluators
 
@@ -138,50 +139,62 @@ def test_a_penalty_is_differenced_apart_from_the_layers(penalty):
 
 
 LOSSES = {
-    "function": (F.cross_entropy, True),
-    "module": (nn.CrossEntropyLoss(), True),
-    "sum": (nn.CrossEntropyLoss(reduction="sum"), True),
-    "smoothed": (nn.CrossEntropyLoss(label_smoothing=0.1), True),
-    "weighted mean": (nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)), False),
-    "a lambda": (lambda out, y: F.cross_entropy(2 * out, y), False),
+    "function": (F.cross_entropy, "by rows"),
+    "module": (nn.CrossEntropyLoss(), "by rows"),
+    "sum": (nn.CrossEntropyLoss(reduction="sum"), "by rows"),
+    "smoothed": (nn.CrossEntropyLoss(label_smoothing=0.1), "by rows"),
+    "weighted mean": (nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)), "vmap"),
+    "a lambda": (lambda out, y: F.cross_entropy(2 * out, y), "vmap"),
     "mixes samples": (
         lambda out, y, reduction="mean": F.cross_entropy(out - out.mean(0), y, reduction=reduction),
-        False,
+        "vmap",
     ),
+    "not vmappable": (lambda out, y: F.cross_entropy(out * float(out.detach().max()), y), "loop"),
 }
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_loss_over_many_outputs_at_once_is_the_loss(name, monkeypatch):
+def test_a_loss_over_many_outputs_at_once_is_the_loss(name):
     """By rows where the loss is an average or sum over them; a loss that is not must be seen to be none."""
-    loss, by_rows = LOSSES[name]
-    calls = []
-    original = _chain._by_rows
-    monkeypatch.setattr(_chain, "_by_rows", lambda *args: counted(original(*args), calls))
-    outputs = torch.randn(4, 12, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    every = _chain._batched_loss(Cost(net(), loss, None), data()[1])
-    want = torch.stack([loss(o, data()[1]) for o in outputs])
-    torch.testing.assert_close(every(outputs), want, rtol=1e-14, atol=0)
-    calls.clear()
-    every(outputs)
-    assert bool(calls) == by_rows
+    loss, way = LOSSES[name]
+    generator = torch.Generator().manual_seed(0)
+    outputs = torch.randn(4, 12, 3, generator=generator, dtype=torch.float64)
+    base = torch.randn(12, 3, generator=generator, dtype=torch.float64)
+    target = data()[1]
+    many = ManyLosses(loss, target, base)
+    want = torch.stack([loss(o, target) for o in outputs])
+    torch.testing.assert_close(many(outputs), want, rtol=1e-14, atol=0)
+    rows = torch.tensor([1, 4, 11])
+    mixed = base.expand(4, -1, -1).clone()
+    mixed[:, rows] = outputs[:, rows]
+    want = torch.stack([loss(o, target) for o in mixed])
+    torch.testing.assert_close(many.where(rows, outputs[:, rows]), want, rtol=1e-14, atol=0)
+    names = {many._by_rows: "by rows", many._loop: "loop"}
+    assert names.get(many._way, "vmap") == way
 
 
-def counted(way, calls):
-    def same(outputs):
-        calls.append(1)
-        return way(outputs)
-
-    return same
-
-
-def test_a_shortcut_that_disagrees_is_not_used():
-    loop, chain, _ = evaluators(net(), *data())
-    assert agrees(chain, loop, torch.Generator().manual_seed(0))
-    chain._calls[0].x = chain._calls[0].x * 1.001
-    assert not agrees(chain, loop, torch.Generator().manual_seed(0))
+def test_the_mean_of_squares_is_taken_by_rows_with_the_width_last():
+    """With the samples last its terms would be paired with the wrong targets."""
+    generator = torch.Generator().manual_seed(0)
+    outputs, target = (torch.randn(*s, 3, generator=generator, dtype=torch.float64) for s in ((4, 12), (12,)))
+    many = ManyLosses(F.mse_loss, target, outputs[0])
+    want = torch.stack([F.mse_loss(o, target) for o in outputs])
+    torch.testing.assert_close(many(outputs), want, rtol=1e-14, atol=0)
+    assert many._way == many._by_rows
+    assert not many._turned
 
 
-def test_unravel_is_row_major():
-    assert [unravel(i, (2, 3)) for i in range(6)] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
-    assert unravel(0, ()) == ()
+def test_inputs_of_zero_are_skipped():
+    """W[j, k] does nothing where x[:, k] is 0: the differences are the loop's, and layers see other samples only."""
+    model, (x, y) = net(), data()
+    x = x * (torch.rand(x.shape, generator=torch.Generator().manual_seed(3)) < 0.5)
+    x[:, 2] = 0
+    loop, chain, _ = evaluators(model, x, y)
+    index, step = torch.arange(30), torch.full((30,), 1e-2, dtype=torch.float64)
+    want = loop.delta(0, index, step)
+    torch.testing.assert_close(chain.delta(0, index, step), want, rtol=0, atol=4e-15)
+    assert chain.delta(0, index[2::6], step[2::6]).abs().max() == 0
+    seen = []
+    model[3].register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    chain.delta(0, index, step)
+    assert sum(seen) == 5 * int((x != 0).sum())  # five units, and of each input the samples in which it is not 0

@@ -8,18 +8,17 @@ The arithmetic saved is the layers before the perturbed one and nearly all of th
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from torchnotes.gradcheck._evaluate import Evaluator
+from torchnotes.gradcheck._losses import ManyLosses, close
 from torchnotes.gradcheck._objective import Cost, Objective
 
+WORTH_SKIPPING = 0.2  # share of exact zeros in a layer's input from which grouping by input unit pays
 CACHE = 3 << 20  # bytes of activations held at once: beyond the cache the arithmetic waits for memory
 
 
@@ -40,7 +39,7 @@ class ChainEvaluator:
         objective: what is evaluated.
         base: y at θ: the data cost, and the penalty where there is one.
         calls: the layers.
-        loss: the data cost of many outputs at once: (n, m, p) -> (n,).
+        loss: the data cost of many outputs at once.
         memory: bytes that perturbations taken together may hold.
         penalty: the differences of the penalty alone, which does not go through the layers.
     """
@@ -52,7 +51,7 @@ class ChainEvaluator:
         objective: Objective,
         base: Tensor,
         calls: list[Call],
-        loss: Callable[[Tensor], Tensor],
+        loss: ManyLosses,
         memory: int,
         penalty: Evaluator | None = None,
     ) -> None:
@@ -60,7 +59,8 @@ class ChainEvaluator:
         self._calls, self._loss, self._penalty = calls, loss, penalty
         self._size = min(memory, CACHE)
         self._place: dict[int, tuple[int, str]] = {}
-        self._turned: dict[int, Tensor] = {}
+        self._transposed: dict[int, Tensor] = {}
+        self._zeros: dict[int, float] = {}
         self._room = torch.empty(0)
         owners = {id(p): (c, n) for c, call in enumerate(calls) for n, p in call.module.named_parameters(recurse=False)}
         for t, tensor in enumerate(objective.tensors):
@@ -69,39 +69,68 @@ class ChainEvaluator:
     def delta(self, t: int, index: Tensor, step: Tensor) -> Tensor:
         """See `Evaluator.delta`."""
         c, which = self._place[t]
-        widest = max(call.y.shape[1] for call in self._calls[c + 1 :] or self._calls[c:])
-        rows = self._calls[c].x.shape[0]
-        size = max(8, self._size // (8 * rows * widest))
         with torch.no_grad():
-            costs = [self._costs(c, which, i, h) for i, h in zip(index.split(size), step.split(size), strict=True)]
+            costs = (self._by_source if which == "weight" and self._sparse(c) else self._in_order)(
+                c, which, index, step
+            )
         self.objective.evaluations += len(index)
-        change = torch.cat(costs) - self.base[0]
-        total = self.objective.rows[:, :1] * change
+        total = self.objective.rows[:, :1] * (costs - self.base[0])
         if self._penalty is not None:
             total += self.objective.rows[:, 1:] * self._penalty.delta(t, index, step)
         return total
 
-    def _costs(self, c: int, which: str, index: Tensor, step: Tensor) -> Tensor:
-        """The data cost of every perturbation: (n,)."""
+    def _at_once(self, c: int, rows: int) -> int:
+        widest = max(call.y.shape[1] for call in self._calls[c + 1 :] or self._calls[c:])
+        return max(8, self._size // (8 * max(rows, 1) * widest))
+
+    def _in_order(self, c: int, which: str, index: Tensor, step: Tensor) -> Tensor:
+        """The data cost of every perturbation, all samples computed again: (n,)."""
+        size = self._at_once(c, len(self._calls[c].x))
+        return torch.cat(
+            [self._costs(c, which, i, h) for i, h in zip(index.split(size), step.split(size), strict=True)]
+        )
+
+    def _sparse(self, c: int) -> bool:
+        """Whether enough of a layer's inputs are exactly 0: W[j, k] does nothing to the samples where x[:, k] is."""
+        x = self._calls[c].x
+        if id(x) not in self._zeros:
+            self._zeros[id(x)] = float((x == 0).double().mean())
+        return self._zeros[id(x)] >= WORTH_SKIPPING
+
+    def _by_source(self, c: int, which: str, index: Tensor, step: Tensor) -> Tensor:
+        """The same, for each input unit in turn, over the samples in which it is not 0."""
+        x = self._calls[c].x
+        source = index % x.shape[1]
+        costs = self.base[:1].expand(len(index)).clone()
+        for k in source.unique().tolist():
+            rows = x[:, k].nonzero().view(-1)
+            here = (source == k).nonzero().view(-1)
+            for some in here.split(self._at_once(c, len(rows))) if len(rows) else ():
+                costs[some] = self._costs(c, which, index[some], step[some], rows)
+        return costs
+
+    def _costs(self, c: int, which: str, index: Tensor, step: Tensor, rows: Tensor | None = None) -> Tensor:
+        """The data cost of every perturbation, where only some rows (samples) change by it: (n,)."""
         call = self._calls[c]
         if which == "weight":
             n_in = call.x.shape[1]
             unit, source = index // n_in, index % n_in
             weight = _tensor(call.module.weight).reshape(-1)[index]
             taken = (weight + step) - weight
-            moved = self._transpose(call.x)[source].mul_(taken.unsqueeze(1))  # (n, m)
+            moved = self._turned(call.x, rows)[source].mul_(taken.unsqueeze(1))  # (n, m)
         else:
             unit = index
             bias = _tensor(call.module.bias)[index]
             moved = ((bias + step) - bias).unsqueeze(1)
-        column, c = self._elementwise(c, self._transpose(call.y)[unit].add_(moved))
-        return self._rest(c, unit, column)
+        column, c = self._elementwise(c, self._turned(call.y, rows)[unit].add_(moved))
+        return self._rest(c, unit, column, rows)
 
-    def _transpose(self, x: Tensor) -> Tensor:
-        """X with a row for each unit, computed once."""
-        if id(x) not in self._turned:
-            self._turned[id(x)] = x.T.contiguous()
-        return self._turned[id(x)]
+    def _turned(self, x: Tensor, rows: Tensor | None) -> Tensor:
+        """X with a row for each unit, the whole of it computed once."""
+        if id(x) not in self._transposed:
+            self._transposed[id(x)] = x.T.contiguous()
+        whole = self._transposed[id(x)]
+        return whole if rows is None else whole[:, rows]
 
     def _elementwise(self, c: int, column: Tensor) -> tuple[Tensor, int]:
         """Carry the changed columns, as rows (n, m), through the activations that follow call c."""
@@ -110,23 +139,26 @@ class ChainEvaluator:
             column = self._calls[c].module(column)
         return column, c
 
-    def _rest(self, c: int, unit: Tensor, column: Tensor) -> Tensor:
+    def _rest(self, c: int, unit: Tensor, column: Tensor, rows: Tensor | None) -> Tensor:
         """From the changed columns of call c's output to the costs, every perturbation's samples as rows."""
-        here, n = self._calls[c].y, len(unit)
+        n, m = column.shape
         follows = self._calls[c + 1] if c + 1 < len(self._calls) else None
-        out = self._buffer(n, (here if follows is None or follows.kind != "linear" else follows.y).shape)
-        if follows is not None and follows.kind == "linear":
-            difference = (column - self._transpose(here)[unit]).unsqueeze(-1)  # (n, m, 1)
-            weight = _tensor(follows.module.weight).T[unit].unsqueeze(1)
-            torch.addcmul(follows.y, difference, weight, out=out)  # (n, m, p)
+        linear = follows is not None and follows.kind == "linear"
+        base = (follows if follows is not None and linear else self._calls[c]).y
+        base = base if rows is None else base[rows]
+        out = self._buffer(n, base.shape)
+        if follows is not None and linear:
+            difference = column.sub_(self._turned(self._calls[c].y, rows)[unit]).unsqueeze(-1)  # (n, m, 1)
+            torch.addcmul(base, difference, _tensor(follows.module.weight).T[unit].unsqueeze(1), out=out)  # (n, m, p)
             c += 1
         else:
-            out.copy_(here)
-            out.scatter_(2, unit.view(-1, 1, 1).expand(-1, len(here), 1), column.unsqueeze(-1))
+            out.copy_(base)
+            out.scatter_(2, unit.view(-1, 1, 1).expand(-1, m, 1), column.unsqueeze(-1))
         flat = out.view(-1, out.shape[-1])
         for call in self._calls[c + 1 :]:
             flat = call.module(flat)
-        return self._loss(flat.view(n, len(here), -1)).double()
+        outputs = flat.view(n, m, -1)
+        return (self._loss(outputs) if rows is None else self._loss.where(rows, outputs)).double()
 
     def _buffer(self, n: int, shape: torch.Size) -> Tensor:
         """Room for n copies of a layer's output, the same memory every time: it stays in the cache."""
@@ -136,9 +168,7 @@ class ChainEvaluator:
         return self._room[:count].view(n, *shape)
 
 
-def chain_of(
-    cost: Cost, objective: Objective, inputs: Any, target: Any
-) -> tuple[list[Call], Callable[..., Tensor]] | None:
+def chain_of(cost: Cost, objective: Objective, inputs: Any, target: Any) -> tuple[list[Call], ManyLosses] | None:
     """The layers of a model in the order of their calls, if each feeds only the next; else None.
 
     Required besides: parameters only in affine layers, each called once; samples as rows, treated independently.
@@ -154,7 +184,7 @@ def chain_of(
             call.kind = _kind(call)
             if call.kind == "other":
                 return None
-    return calls, _batched_loss(cost, target)
+    return calls, ManyLosses(cost.loss, target, calls[-1].y)
 
 
 def _parameters_of(loss: Any) -> list[nn.Parameter]:
@@ -207,17 +237,15 @@ def _kind(call: Call) -> str:
             return "other"
         bias = getattr(module, "bias", None)
         affine = x @ weight.T + (0.0 if bias is None else bias)
-        return "linear" if _close(affine, y) else "other"
+        return "linear" if close(affine, y) else "other"
     half = max(1, len(x) // 2)
-    if not (
-        _close(module(x), y) and _close(module(x[:half]), y[:half]) and _close(module(x.repeat(2, 1))[len(x) :], y)
-    ):
+    if not (close(module(x), y) and close(module(x[:half]), y[:half]) and close(module(x.repeat(2, 1))[len(x) :], y)):
         return "other"
     try:
         alone = module(x[:, :1])
     except (RuntimeError, ValueError):
         return "rows"
-    if y.shape == x.shape and _close(alone, y[:, :1]) and _close(module(x.flip(1)), y.flip(1)):
+    if y.shape == x.shape and close(alone, y[:, :1]) and close(module(x.flip(1)), y.flip(1)):
         return "elementwise"
     return "rows"
 
@@ -225,66 +253,3 @@ def _kind(call: Call) -> str:
 def _tensor(value: object) -> Tensor:
     assert isinstance(value, Tensor)
     return value.detach()
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and bool(torch.allclose(a, b, rtol=1e-12, atol=1e-14))
-
-
-def _batched_loss(cost: Cost, target: Any) -> Callable[[Tensor], Tensor]:
-    """The loss of many outputs at once: (n, m, p) -> (n,); the fastest way that gives what the loss gives."""
-    loss = cost.loss
-    assert loss is not None
-
-    def one(output: Tensor) -> Tensor:
-        return (loss(output) if target is None else loss(output, target)).reshape(())
-
-    def loop(outputs: Tensor) -> Tensor:
-        return torch.stack([one(o) for o in outputs])
-
-    ways: list[Callable[[Tensor], Tensor]] = [w for w in (_by_rows(loss, target), torch.vmap(one)) if w is not None]
-    chosen: list[Callable[[Tensor], Tensor]] = []
-
-    def every(outputs: Tensor) -> Tensor:
-        if not chosen:
-            chosen.append(next((w for w in ways if _same_loss(w, loop, outputs[:3])), loop))
-        return chosen[0](outputs)
-
-    return every
-
-
-def _same_loss(way: Callable[[Tensor], Tensor], loop: Callable[[Tensor], Tensor], outputs: Tensor) -> bool:
-    """Whether a faster way gives the loss, at outputs and at others nearby that no sample shares."""
-    ripple = 1 + 0.1 * torch.sin(torch.arange(outputs.numel(), dtype=outputs.dtype, device=outputs.device))
-    try:
-        return all(_close(way(o), loop(o)) for o in (outputs, outputs * ripple.view_as(outputs)))
-    except (RuntimeError, ValueError, TypeError, NotImplementedError):
-        return False
-
-
-def _by_rows(loss: Any, target: Any) -> Callable[[Tensor], Tensor] | None:
-    """The loss with ``reduction="none"`` over all samples of all outputs as one batch, then averaged or summed.
-
-    For losses that know that keyword or attribute, as PyTorch's do.
-    """
-    if not isinstance(target, Tensor) or not target.dim():
-        return None
-    if isinstance(loss, nn.Module):
-        if getattr(loss, "reduction", "none") == "none":
-            return None
-        single: Callable[..., Tensor] = copy.copy(loss)
-        single.reduction = "none"  # type: ignore[attr-defined]
-    else:
-        single = partial(loss, reduction="none")
-    targets: dict[int, Tensor] = {}
-
-    def by_rows(outputs: Tensor) -> Tensor:
-        n = len(outputs)
-        if n not in targets:
-            targets.clear()
-            targets[n] = target.repeat(n, *[1] * (target.dim() - 1))
-        each = single(outputs.flatten(0, 1), targets[n]).view(n, -1)
-        return each.sum(1) if summed else each.mean(1)
-
-    summed = getattr(loss, "reduction", "mean") == "sum"
-    return by_rows
