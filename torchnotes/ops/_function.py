@@ -89,6 +89,26 @@ def plain_eager() -> bool:
     return not (is_compiling() or not _FAST_PATH or _transforms_active() or forward_ad._current_level >= 0)
 
 
+_NUMBERS = {
+    (number, dtype): torch.full((), number, dtype=dtype, device="cpu")
+    for number in (-1.0, 0.0, 1.0)
+    for dtype in (torch.float32, torch.float64)
+}
+
+
+def number_beside(number: float, y: Tensor) -> Tensor:
+    """The number −1, 0 or 1 for arithmetic with ``y``, as a tensor made once. Not to be written to.
+
+    PyTorch makes a tensor of each Python number that it adds to another or multiplies by it, which takes longer than
+    the arithmetic where there is one element.
+    """
+    if not is_compiling() and type(y) is Tensor and y.is_cpu and not _transforms_active():
+        made = _NUMBERS.get((number, y.dtype))
+        if made is not None:
+            return made
+    return y.new_full((), number)
+
+
 class Op(torch.autograd.Function):
     """A hand-derived op. Subclass it with forward, setup_context, backward and jvp; run it with `call`.
 
@@ -132,17 +152,11 @@ class Op(torch.autograd.Function):
             return cls.apply(*args)
         if not _FAST_PATH or _transforms_active():
             return cls._eager.apply(*args)
-        if forward_ad._current_level < 0 and not _wants_gradient(args):
-            return cls.forward(*args)
-        return cls._fast_apply(*args)
-
-
-def _wants_gradient(args: tuple[Any, ...]) -> bool:
-    if torch.is_grad_enabled():
-        for arg in args:
-            if isinstance(arg, Tensor) and arg.requires_grad:
-                return True
-    return False
+        if torch.is_grad_enabled():
+            for arg in args:
+                if isinstance(arg, Tensor) and arg.requires_grad:
+                    return cls._fast_apply(*args)
+        return cls.forward(*args) if forward_ad._current_level < 0 else cls._fast_apply(*args)
 
 
 def _autocast(policy: Literal["low", "float32"], args: tuple[Any, ...]) -> tuple[Any, ...]:

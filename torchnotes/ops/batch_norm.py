@@ -12,6 +12,8 @@ from torchnotes._checks import check_floating, check_in_range, describe
 from torchnotes.ops._function import Op, as_dtype, may_overwrite, save
 from torchnotes.ops._reduction import accumulation_dtype
 
+_PIECE = 1 << 18  # numbers whose products are formed at a time
+
 
 class BatchNormFunction(Op):
     """z̃ = γ (z − μ) r + β with r = 1/√(σ² + ε), μ and σ² taken over all axes but that of the channels.
@@ -32,7 +34,7 @@ class BatchNormFunction(Op):
         unbiased: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         dtype, count = accumulation_dtype(z.dtype), _count(z)
-        mean = _channel_sum(z, dtype) / count
+        mean = z.mean(_axes(z), dtype=dtype)
         centred = z.to(dtype) - _column(mean, z)  # before squaring: E[z²] − μ² would cancel
         var = _channel_dot(centred, centred) / count
         if running_mean is not None and running_var is not None:
@@ -57,11 +59,8 @@ class BatchNormFunction(Op):
         z, gamma, mean, var = ctx.saved_tensors
         dtype, count = mean.dtype, _count(z)
         centred = z.to(dtype) - _column(mean, z)
-        # z̄ = factor · ȳ + slope · (z − μ) + constant, each of the three one number a channel
-        constant = mean.new_zeros(()) if grad_mean is None else grad_mean / count  # ∂μ/∂z = 1/m
-        slope = mean.new_zeros(()) if grad_var is None else grad_var * (2 / count)  # ∂σ²/∂z = 2 (z − μ)/m
         if grad_y is None:
-            return _affine(centred, slope, constant).to(z.dtype), *[None] * 7
+            return _affine(centred, *_through_statistics(mean, grad_mean, grad_var, count)).to(z.dtype), *[None] * 7
         g = grad_y.to(dtype)
         r = (var + ctx.eps).rsqrt()
         factor = r if gamma is None else r * gamma.to(dtype)
@@ -69,8 +68,12 @@ class BatchNormFunction(Op):
         grad_gamma = _channel_dot(g, centred) * r
         grad_z = None
         if ctx.needs_input_grad[0]:
-            constant = constant - factor * grad_beta / count
-            slope = slope - factor * r * grad_gamma / count
+            # z̄ = factor · ȳ + slope · (z − μ) + constant, each of the three one number a channel
+            share = factor * (-1 / count)
+            slope, constant = share * r * grad_gamma, share * grad_beta
+            if grad_mean is not None or grad_var is not None:
+                more_slope, more_constant = _through_statistics(mean, grad_mean, grad_var, count)
+                slope, constant = slope + more_slope, constant + more_constant
             if may_overwrite(grad_y):
                 grad_z = _affine(centred, slope, constant, overwrite=True).addcmul_(g, _column(factor, z))
             else:
@@ -152,6 +155,15 @@ class FixedNormFunction(Op):
         return sum(terms[1:], start=terms[0]).to(z.dtype)
 
 
+def _through_statistics(
+    like: Tensor, grad_mean: Tensor | None, grad_var: Tensor | None, count: int
+) -> tuple[Tensor, Tensor]:
+    """The slope along z − μ and the constant that arrive by σ² and μ: ∂σ²/∂z = 2 (z − μ)/m and ∂μ/∂z = 1/m."""
+    slope = like.new_zeros(()) if grad_var is None else grad_var * (2 / count)
+    constant = like.new_zeros(()) if grad_mean is None else grad_mean / count
+    return slope, constant
+
+
 def _update(
     running_mean: Tensor, running_var: Tensor, mean: Tensor, var: Tensor, count: int, step: float, unbiased: bool
 ) -> None:
@@ -172,17 +184,24 @@ def _column(v: Tensor, z: Tensor) -> Tensor:
     return v if z.dim() == 2 or v.dim() == 0 else v.reshape(-1, *(1 for _ in z.shape[2:]))
 
 
+def _axes(z: Tensor) -> list[int]:
+    """All axes but the channels'."""
+    return [0, *range(2, z.dim())]
+
+
 def _channel_sum(z: Tensor, dtype: torch.dtype) -> Tensor:
-    return z.sum([0, *range(2, z.dim())], dtype=dtype)
+    return z.sum(_axes(z), dtype=dtype)
 
 
 def _channel_dot(u: Tensor, v: Tensor) -> Tensor:
-    """Σ u v over all axes but the channels', without forming the products where a channel has more than one axis."""
-    if u.dim() == 2:
-        return (u * v).sum(0)
-    batch, channels, positions = u.shape[0], u.shape[1], math.prod(u.shape[2:])
-    rows, columns = u.reshape(batch, channels, 1, positions), v.reshape(batch, channels, positions, 1)
-    return torch.matmul(rows, columns).sum((0, 2, 3))
+    """Σ u v over all axes but the channels'; of images some samples at a time, in the cache, where nobody looks on."""
+    if u.dim() == 2 or not u.numel() or not may_overwrite(u) or not may_overwrite(v):
+        return (u * v).sum(_axes(u))
+    samples = max(1, _PIECE * len(u) // u.numel())
+    products, total = torch.empty_like(u[:samples]), u.new_zeros(u.shape[1])
+    for a, b in zip(u.split(samples), v.split(samples), strict=True):
+        total += torch.mul(a, b, out=products[: len(a)]).sum(_axes(u))
+    return total
 
 
 def _affine(centred: Tensor, scale: Tensor, shift: Tensor | None, *, overwrite: bool = False) -> Tensor:
@@ -190,7 +209,10 @@ def _affine(centred: Tensor, scale: Tensor, shift: Tensor | None, *, overwrite: 
     scale = _column(scale, centred)
     if shift is None:
         return centred.mul_(scale) if overwrite else centred * scale
-    return torch.addcmul(_column(shift, centred), centred, scale, out=centred if overwrite else None)
+    shift = _column(shift, centred)
+    if overwrite and centred.dim() > 2:  # the fused form is slow where a number a channel is stretched along an image
+        return centred.mul_(scale).add_(shift)
+    return torch.addcmul(shift, centred, scale, out=centred if overwrite else None)
 
 
 def batch_norm(

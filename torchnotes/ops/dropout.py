@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torchnotes._checks import check_floating, check_generator, check_in_range
-from torchnotes.ops._function import Op, may_overwrite, save
+from torchnotes.ops._function import Op, save
 from torchnotes.ops.kernels._dispatch import chosen
 from torchnotes.ops.kernels.random_mask import LEVELS, keep_mask, realised_count, scale_kept
 
@@ -20,7 +20,7 @@ class DropoutFunction(Op):
 
     @staticmethod
     def forward(x: Tensor, mask: Tensor, scale: float) -> Tensor:
-        return scale_kept(x, mask, scale, overwrite=may_overwrite(x))
+        return scale_kept(x, mask, scale)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -30,7 +30,7 @@ class DropoutFunction(Op):
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, None, None]:
         (mask,) = ctx.saved_tensors
-        return scale_kept(grad_y, mask, ctx.scale, overwrite=may_overwrite(grad_y)), None, None
+        return scale_kept(grad_y, mask, ctx.scale), None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent_x: Tensor, *_: None) -> Tensor:

@@ -32,12 +32,13 @@ class LeakyReLUFunction(Op):
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, None]:
-        (x_or_y,) = ctx.saved_tensors
-        if 0 <= ctx.slope <= 1:
-            out = large_like(grad_y)
-            slope = torch.clamp_min(torch.sign(x_or_y, out=out), ctx.slope, out=out)  # of 1, 0 or −1
-            return torch.mul(slope, grad_y, out=out), None
-        return torch.where(x_or_y > 0, grad_y, grad_y * ctx.slope), None
+        (x_or_y,), alpha = ctx.saved_tensors, ctx.slope
+        if not 0 <= alpha <= 1:
+            return torch.where(x_or_y > 0, grad_y, grad_y * alpha), None
+        out = large_like(grad_y)
+        if out is None:
+            return torch.clamp_min(torch.sign(x_or_y), alpha) * grad_y, None  # the larger of α and 1, 0 or −1
+        return torch.sign(x_or_y, out=out).clamp_min_(alpha).mul_(grad_y), None  # the same in one piece of memory
 
     @staticmethod
     def jvp(ctx: Any, tangent_x: Tensor, _: None) -> Tensor:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torchnotes._checks import check_floating
-from torchnotes.ops._function import Op, save
+from torchnotes.ops._function import Op, number_beside, save
 from torchnotes.ops.kernels.memory import large_like
 
 
@@ -31,7 +31,7 @@ class SigmoidFunction(Op):
         (y,) = ctx.saved_tensors
         out = large_like(grad_y)
         if out is None:
-            return torch.rsub(y, 1) * y * grad_y
+            return torch.sub(number_beside(1.0, y), y) * y * grad_y
         return torch.neg(y, out=out).add_(1).mul_(y).mul_(grad_y)  # the same in one piece of memory
 
     jvp = backward

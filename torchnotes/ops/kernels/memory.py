@@ -19,6 +19,7 @@ from torch.compiler import is_compiling
 from torchnotes.ops._function import may_overwrite
 
 LARGE = 32 << 20  # bytes; from here on glibc's allocator always asks the system
+_WIDEST = 8  # bytes of an element
 _PAGE = 4096
 _MADV_HUGEPAGE = 14
 
@@ -28,7 +29,7 @@ def large_like(like: Tensor) -> Tensor | None:
 
     ``torch.tanh(x, out=large_like(x))`` is then ``torch.tanh(x)`` in either case.
     """
-    if is_compiling() or like.numel() * like.element_size() < LARGE:
+    if is_compiling() or like.numel() * _WIDEST < LARGE or like.numel() * like.element_size() < LARGE:
         return None
     if like.device.type != "cpu" or type(like) is not Tensor or not may_overwrite(like):
         return None

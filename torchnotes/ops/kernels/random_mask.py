@@ -2,7 +2,8 @@
 
 ``Tensor.bernoulli_`` draws one 64-bit number for each element. Four independent 16-bit lanes of one such number serve
 four elements, at a resolution of 1/65536 in the probability; dividing by the probability that was realised,
-rather than by the one that was asked for, keeps E[y] = x exact.
+rather than by the one that was asked for, keeps E[y] = x exact. For a few elements the calls that cut the lanes
+take longer than `torch.bernoulli`, which then draws with the same probability.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
+from torchnotes.ops._function import may_overwrite
 from torchnotes.ops.kernels.memory import large_like
 
 LEVELS = 1 << 16  # values of one 16-bit lane
@@ -22,6 +24,7 @@ _LANES = 4  # lanes of one 64-bit draw
 # All of int64 but its largest value. `Tensor.random_()` would leave the sign bit of one lane in four constant.
 _WORDS = (-(1 << 63), (1 << 63) - 1)
 _BLOCK = 1 << 18  # elements whose random numbers are drawn at a time; more than these by numpy
+_FEW = 1 << 8  # elements up to which the calls cost more than the random bits
 _SMALL = 1 << 12  # elements below which a call costs more than its work
 
 
@@ -33,6 +36,8 @@ def realised_count(keep_prob: float) -> int:
 def keep_mask(shape: Sequence[int], device: torch.device, count: int, generator: torch.Generator | None) -> Tensor:
     """A boolean mask of a shape, each entry True with probability ``count`` / 65536, in the order of the indices."""
     size, threshold = math.prod(shape), count - LEVELS // 2
+    if size <= _FEW:
+        return torch.bernoulli(torch.empty(shape, dtype=torch.bool, device=device), count / LEVELS, generator=generator)
     if size > _BLOCK and device.type == "cpu" and not is_compiling():
         seed = torch.randint(*_WORDS, (2,), generator=generator)
         if not _is_batched(seed):
@@ -61,10 +66,15 @@ def _keep_mask_in_blocks(size: int, threshold: int, seed: Tensor) -> Tensor:
     return mask
 
 
-def scale_kept(x: Tensor, mask: Tensor, scale: float, *, overwrite: bool) -> Tensor:
-    """Form x · mask · scale, without temporaries where ``overwrite`` allows it."""
-    if not overwrite or x.numel() < _SMALL:
+def scale_kept(x: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """Form x · mask · scale, without temporaries where nobody differentiates."""
+    if is_compiling() or x.numel() < _SMALL or not may_overwrite(x):
         return x * mask * scale
     large = large_like(x)
-    y = torch.empty_like(x) if large is None else large
-    return y.copy_(mask.view(torch.uint8)).mul_(x).mul_(scale)  # three times as fast as a product with booleans
+    if large is None or not (x.is_contiguous() and mask.is_contiguous()):
+        y = torch.empty_like(x) if large is None else large
+        return y.copy_(mask.view(torch.uint8)).mul_(x).mul_(scale)  # three times as fast as a product with booleans
+    pieces = zip(large.view(-1).split(_BLOCK), mask.view(-1).split(_BLOCK), x.view(-1).split(_BLOCK), strict=True)
+    for y, d, piece in pieces:  # the same, each piece from first to last while it is in the cache
+        y.copy_(d.view(torch.uint8)).mul_(piece).mul_(scale)
+    return large

@@ -1,0 +1,144 @@
+"""Where an op takes another way because it is quicker: it comes to the same, and goes that way only where it may."""
+
+from __future__ import annotations
+
+import importlib
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import gradgradcheck
+from torch.testing import assert_close
+
+from torchnotes import ops
+from torchnotes.ops import _function
+from torchnotes.ops.kernels import memory, random_mask
+
+batch_norm = importlib.import_module("torchnotes.ops.batch_norm")
+
+
+def logits(n: int = 6, classes: int = 4, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(n, classes, generator=torch.Generator().manual_seed(0), dtype=dtype).requires_grad_()
+
+
+LABELS = torch.tensor([0, 3, 1, 1, 2, 0])
+
+
+def way(loss: Tensor) -> str:
+    assert loss.grad_fn is not None
+    return type(loss.grad_fn).__name__.removesuffix("CrossEntropyFunctionBackward")
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_cross_entropy_in_few_calls_is_that_of_pytorch(reduction: str, dtype: torch.dtype):
+    z = logits(dtype=dtype)
+    ours, twin = ops.cross_entropy(z, LABELS, reduction=reduction), F.cross_entropy(z, LABELS, reduction=reduction)
+    assert way(ours) == "Counted"
+    assert_close(ours, twin)
+    cotangent = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    assert_close(torch.autograd.grad(ours, z, cotangent), torch.autograd.grad(twin, z, cotangent))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_its_second_derivatives_and_batches_of_gradients(reduction: str):
+    z = logits()
+    assert gradgradcheck(lambda z: ops.cross_entropy(z, LABELS, reduction=reduction), z)
+    loss = ops.cross_entropy(z, LABELS, reduction=reduction)
+    cotangents = torch.randn(3, *loss.shape, generator=torch.Generator().manual_seed(2), dtype=z.dtype)
+    (batched,) = torch.autograd.grad(loss, z, cotangents, retain_graph=True, is_grads_batched=True)
+    assert_close(batched, torch.stack([torch.autograd.grad(loss, z, c, retain_graph=True)[0] for c in cotangents]))
+
+
+@pytest.mark.parametrize(
+    ("changed", "options"),
+    [
+        ({"target": LABELS.clone().index_fill_(0, torch.tensor([2]), -100)}, {}),
+        ({}, {"ignore_index": 1}),
+        ({}, {"label_smoothing": 0.1}),
+        ({}, {"weight": torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)}),
+        ({"target": LABELS.int()}, {}),
+        ({"input": logits(6, (1 << 15) // 6 + 1), "target": LABELS}, {}),
+    ],
+    ids=["a sample is ignored", "a class is ignored", "smoothing", "weight", "int32", "many"],
+)
+def test_what_few_calls_cannot_do_goes_the_other_way(changed: dict[str, Tensor], options: dict[str, object]):
+    given = {"input": logits(), "target": LABELS, **changed}
+    ours = ops.cross_entropy(**given, **options)
+    assert way(ours) == ""
+    given["target"] = given["target"].long()
+    twin = F.cross_entropy(**given, **options)
+    assert_close(ours, twin)
+    assert_close(torch.autograd.grad(ours, given["input"]), torch.autograd.grad(twin, given["input"]))
+
+
+@pytest.mark.parametrize("label", [4, -1, -(1 << 63)])  # the last is what NaN becomes as an integer
+def test_a_label_out_of_range_is_refused_in_few_calls_too(label: int):
+    with pytest.raises(IndexError, match="target must hold class indices in"):
+        ops.cross_entropy(logits(), LABELS.clone().index_fill_(0, torch.tensor([2]), label))
+
+
+def test_logits_of_half_precision_keep_their_own_sum():
+    z = logits(dtype=torch.float32).detach().to(torch.bfloat16).requires_grad_()
+    assert way(ops.cross_entropy(z, LABELS)) == ""
+
+
+def test_numbers_made_once_stay_as_they_are():
+    x = torch.linspace(-2, 2, 5, requires_grad=True)
+    ops.sigmoid(x).sum().backward()
+    ops.cross_entropy(logits(), LABELS).backward()
+    assert all(made.item() == number for (number, _), made in _function._NUMBERS.items())
+    assert (
+        _function.number_beside(1.0, torch.zeros(2)).data_ptr() == _function.number_beside(1.0, x.detach()).data_ptr()
+    )
+    assert _function.number_beside(1.0, torch.zeros(2, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_sigmoid_keeps_the_digits_of_its_slope_near_one():
+    # (1 − y) y with 1 − y exact: an error of a few roundings of the slope, where ȳy − ȳy·y loses digits of it.
+    x = torch.linspace(8, 14, 50, requires_grad=True)
+    y = torch.sigmoid(x.detach())
+    (slope,) = torch.autograd.grad(ops.sigmoid(x).sum(), x)
+    exact = (1 - y.double()) * y.double()
+    assert ((slope.double() - exact).abs() <= 4 * torch.finfo(torch.float32).eps * exact).all()
+
+
+@pytest.mark.parametrize("size", [1, random_mask._FEW, random_mask._FEW + 1])
+def test_a_mask_of_few_elements_has_the_law_of_one_of_many(size: int):
+    generator = torch.Generator().manual_seed(0)
+    draws = 200_000 // size
+    count = random_mask.realised_count(0.8)
+    kept = sum(int(random_mask.keep_mask((size,), torch.device("cpu"), count, generator).sum()) for _ in range(draws))
+    deviation = math.sqrt(draws * size * 0.8 * 0.2)
+    assert abs(kept - draws * size * count / random_mask.LEVELS) < 4 * deviation
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "strided"])
+def test_dropout_piece_by_piece(layout: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(memory, "LARGE", 1)
+    monkeypatch.setattr(random_mask, "_SMALL", 1)
+    monkeypatch.setattr(random_mask, "_BLOCK", 7)  # 60 elements in nine pieces
+    base = torch.randn(6, 20, generator=torch.Generator().manual_seed(0))
+    x = {"contiguous": base[:, :10].clone(), "transposed": base[:, :10].T, "strided": base[:, ::2]}[layout]
+    mask = torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    assert torch.equal(random_mask.scale_kept(x, mask, 1.25), x * mask * 1.25)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_batch_norm_of_images_some_samples_at_a_time(
+    memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(batch_norm, "_PIECE", 2 * 3 * 4 * 5)  # two samples of seven, the last alone
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(7, 3, 4, 5, generator=generator, dtype=torch.float64).to(memory_format=memory_format)
+    gamma, beta = torch.randn(2, 3, generator=generator, dtype=torch.float64)
+    cotangent = torch.randn(7, 3, 4, 5, generator=generator, dtype=torch.float64)
+    results = []
+    for function in (ops.batch_norm, F.batch_norm):
+        given = [t.clone().requires_grad_() for t in (z, gamma, beta)]
+        y = function(given[0], None, None, given[1], given[2], training=True)
+        results.append([y.detach(), *torch.autograd.grad(y, given, cotangent)])
+    for ours, twin in zip(*results, strict=True):
+        assert_close(ours, twin)
