@@ -17,6 +17,7 @@ EXPERIMENTS = (
     "logistic_regression",
     "shallow_and_deep",
     "init_symmetry",
+    "bias_variance",
     "regularization",
     "dropout",
     "input_normalization",
