@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 
 from tests.ops._table import seeded
 from torchnotes.ops import dropout
@@ -131,26 +134,86 @@ def test_vmap_draws_for_each_sample_or_once(large: bool):
         assert bool((y == y[0]).all()) == same
 
 
-def test_compiled_draws_what_eager_draws():
-    x = torch.randn(5, 7)
-    compiled = torch.compile(lambda x: dropout(x, keep_prob=0.7), fullgraph=True, backend="aot_eager")
+LARGE = 2**18 + 5  # drawn by another generator than the smaller ones, from a seed
+
+
+def drawn_twice(x: torch.Tensor) -> torch.Tensor:
+    """Two masks for the same elements, of which a compiler must not make one."""
+    return dropout(x, keep_prob=0.7) + 10 * dropout(x, keep_prob=0.7)
+
+
+def value_and_gradient(f: Callable[[torch.Tensor], torch.Tensor], size: int) -> tuple[torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
-    expected = dropout(x, keep_prob=0.7)
-    torch.manual_seed(0)
-    assert torch.equal(compiled(x), expected)
+    x = torch.linspace(1, 2, size).requires_grad_()
+    y = f(x)
+    return y.detach(), torch.autograd.grad(y.sum(), x)[0]
+
+
+@pytest.mark.parametrize("size", [35, 1000, LARGE])
+def test_compiled_draws_what_eager_draws(size: int):
+    torch._dynamo.reset()
+    compiled = torch.compile(drawn_twice, fullgraph=True, backend="aot_eager")
+    assert_close(value_and_gradient(compiled, size), value_and_gradient(drawn_twice, size), rtol=0, atol=0)
+    assert value_and_gradient(drawn_twice, size)[1].unique().numel() == 4  # neither, either or both are kept
 
 
 @pytest.mark.skipif(
     " " in torch.__file__, reason="Inductor passes its linker torch's own path unquoted, spaces and all"
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the import of Inductor gives one of torch's own
-def test_compiled_by_inductor_keeps_the_law():
-    x = torch.ones(40_000, requires_grad=True)
-    y = torch.compile(lambda x: dropout(x, keep_prob=0.7), fullgraph=True)(x)
-    (gradient,) = torch.autograd.grad(y.sum(), x)
-    assert_close(gradient, y.detach())
-    shares = (y != 0).view(-1, 4).double().mean(0)
-    assert ((shares - 0.7).abs() < 5 * (0.21 / 10_000) ** 0.5).all()
+def test_compiled_by_inductor_draws_what_eager_draws():
+    torch._dynamo.reset()
+
+    def small_and_large(x: torch.Tensor) -> torch.Tensor:
+        return drawn_twice(x) + drawn_twice(x[:1000]).sum() + drawn_twice(x[:35]).sum()
+
+    compiled = torch.compile(small_and_large, fullgraph=True)
+    for size in (LARGE, LARGE):  # a second pass draws afresh, and the compiled code again as eager does
+        assert_close(value_and_gradient(compiled, size), value_and_gradient(small_and_large, size))
+
+
+def test_compiled_and_mapped_it_draws_what_eager_draws():
+    def one_row(x: torch.Tensor) -> torch.Tensor:
+        return dropout(x, keep_prob=0.5)
+
+    for randomness in ("different", "same"):
+        for size in (1000, LARGE):
+            torch._dynamo.reset()
+            mapped, x = torch.vmap(one_row, randomness=randomness), torch.ones(3, size)
+            torch.manual_seed(0)
+            expected = mapped(x)
+            torch.manual_seed(0)
+            assert torch.equal(torch.compile(mapped, fullgraph=True, backend="aot_eager")(x), expected)
+
+
+def test_recomputed_in_a_checkpoint_it_draws_the_same_mask():
+    def layer(x: torch.Tensor) -> torch.Tensor:
+        return checkpoint(lambda x: dropout(x, keep_prob=0.5).sin(), x, use_reentrant=False)
+
+    torch._dynamo.reset()
+    for f in (layer, torch.compile(layer, fullgraph=True, backend="aot_eager")):
+        for size in (1000, LARGE):
+            y, gradient = value_and_gradient(f, size)
+            assert torch.equal(gradient != 0, y != 0)
+
+
+def test_with_a_generator_it_is_left_to_eager_by_the_compiler():
+    torch._dynamo.reset()
+    x = torch.ones(1000)
+    compiled = torch.compile(lambda x, g: dropout(x + 1, keep_prob=0.5, generator=g), backend="eager")
+    assert torch.equal(compiled(x, seeded()), dropout(x + 1, keep_prob=0.5, generator=seeded()))
+
+
+def test_the_opaque_op_is_one_by_pytorchs_rules():
+    seed = torch.tensor([3, -4])
+    torch.library.opcheck(torch.ops.torchnotes.mask_of_seed.default, (seed, 1000, 0))
+    assert torch.equal(torch.ops.torchnotes.mask_of_seed(seed, 1000, 0), random_mask._mask_of_seed(seed, 1000, 0))
+
+
+def test_the_lanes_are_the_same_numbers_by_arithmetic():
+    words = torch.randint(-(2**63), 2**63 - 1, (5,), generator=seeded())
+    with torch.autograd.forward_ad.dual_level():  # no longer plain
+        assert torch.equal(random_mask._lanes(words), words.view(torch.int16).long())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

@@ -59,7 +59,9 @@ def dropout(
         keep_prob: p, the probability of keeping an element, in (0, 1]; PyTorch's ``p`` is 1 − ``keep_prob``.
         training: False makes it the identity.
         generator: where the random numbers come from, on the device of the input; the global generator if None. The
-            same state gives the same mask, whatever the strides of the input.
+            same state gives the same mask, whatever the strides of the input, and under `torch.compile` the mask of
+            eager code. (The compiler takes no generator into a graph: a call with one runs in eager code, and
+            ``fullgraph=True`` refuses it.)
 
     Returns:
         y with the shape, dtype and device of the input; the input itself when nothing is to be dropped.

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from torchnotes.ops._function import may_overwrite
+from torchnotes.ops._function import may_overwrite, plain_eager
 from torchnotes.ops.kernels.memory import large_like
 
 LEVELS = 1 << 16  # values of one 16-bit lane
@@ -38,24 +39,24 @@ def keep_mask(shape: Sequence[int], device: torch.device, count: int, generator:
     size, threshold = math.prod(shape), count - LEVELS // 2
     if size <= _FEW:
         return torch.bernoulli(torch.empty(shape, dtype=torch.bool, device=device), count / LEVELS, generator=generator)
-    if size > _BLOCK and device.type == "cpu" and not is_compiling():
+    if size > _BLOCK and device.type == "cpu":
         seed = torch.randint(*_WORDS, (2,), generator=generator)
-        if not _is_batched(seed):
-            return _keep_mask_in_blocks(size, threshold, seed).view(shape)
+        of_seed = _mask_of_seed if plain_eager() else torch.ops.torchnotes.mask_of_seed
+        return of_seed(seed, size, threshold).view(shape)
     words = torch.randint(*_WORDS, ((size + _LANES - 1) // _LANES,), device=device, generator=generator)
-    return (words.view(torch.int16)[:size] < threshold).view(shape)
+    return (_lanes(words)[:size] < threshold).view(shape)
 
 
-def _is_batched(tensor: Tensor) -> bool:
-    """Whether `torch.vmap` has drawn one for each sample, so that there is no one number to read."""
-    try:
-        tensor.tolist()
-    except RuntimeError:
-        return True
-    return False
+def _lanes(words: Tensor) -> Tensor:
+    """The four 16-bit numbers of each word, the lowest first."""
+    if plain_eager():
+        return words.view(torch.int16)
+    # The same in arithmetic, for torch 2.11 has no `torch.vmap` rule for the view: to the top, and down with the sign.
+    shifted = torch.stack([words << 48, words << 32, words << 16, words], dim=-1)
+    return (shifted >> 48).flatten()
 
 
-def _keep_mask_in_blocks(size: int, threshold: int, seed: Tensor) -> Tensor:
+def _mask_of_seed(seed: Tensor, size: int, threshold: int) -> Tensor:
     """The same law from numpy's fastest bit generator, at half the time a word, in pieces that stay in the cache."""
     bits = np.random.SFC64([word + (1 << 63) for word in seed.tolist()])
     mask = torch.empty(size, dtype=torch.bool)
@@ -64,6 +65,26 @@ def _keep_mask_in_blocks(size: int, threshold: int, seed: Tensor) -> Tensor:
         lanes = torch.from_numpy(words.view(np.int16))[: len(block)]
         torch.lt(lanes, threshold, out=block)
     return mask
+
+
+# To the compiler and to transforms it is one opaque function of the seed. The seed is drawn by PyTorch in their sight,
+# so that it comes from the same generator, in the same order, as it does without them.
+_opaque = torch.library.custom_op(
+    "torchnotes::mask_of_seed",
+    _mask_of_seed,
+    mutates_args=(),
+    schema="(Tensor seed, SymInt size, int threshold) -> Tensor",
+)
+_opaque.register_fake(lambda seed, size, threshold: seed.new_empty(size, dtype=torch.bool))
+
+
+@_opaque.register_vmap
+def _masks_of_seeds(
+    info: Any, in_dims: tuple[int, None, None], seeds: Tensor, size: int, threshold: int
+) -> tuple[Tensor, int]:
+    """One mask for each seed, where `torch.vmap` has drawn one for each sample."""
+    each = seeds.movedim(in_dims[0], 0)
+    return torch.stack([torch.ops.torchnotes.mask_of_seed(seed, size, threshold) for seed in each]), 0
 
 
 def scale_kept(x: Tensor, mask: Tensor, scale: float) -> Tensor:
