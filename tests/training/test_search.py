@@ -1,6 +1,14 @@
 """search: scales, coarse to fine, workers, resuming, pruning, importance, errors."""
 
+import json
 import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,11 +23,13 @@ from torchnotes.training import (
     ReportTo,
     Run,
     Uniform,
+    _study,
     fit,
     search,
 )
 
 optuna = pytest.importorskip("optuna")
+ROOT = Path(__file__).parents[2]
 
 
 def bowl(trial):
@@ -143,15 +153,78 @@ def test_an_interrupted_search_goes_on(tmp_path, store, at):
     assert len(calls) == 10
 
 
-def test_a_trial_left_running_by_a_killed_process_is_tried_again(tmp_path):
+@pytest.mark.parametrize("owner", ["silent", "gone", "slow"])
+def test_a_trial_left_running_by_a_killed_process_is_tried_again(tmp_path, monkeypatch, owner):
     store = tmp_path / "journal"
     search(bowl, SPACE, trials=3, store=store)
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(store)))
-    study = optuna.load_study(study_name="search", storage=storage)
+    study = _study.open_study(store, "search", "minimize", prune=True)
     study.enqueue_trial({"lr": 0.5, "width": 9}, user_attrs={"place": 3, "round": 0})
-    study.ask()  # and then killed
+    trial = study.ask()  # and then killed
+    if owner == "gone":
+        gone = subprocess.Popen([sys.executable, "-c", ""])
+        gone.wait()
+        trial.set_user_attr("owner", [socket.gethostname(), gone.pid])  # seen at once, without waiting a minute
+    else:
+        trial.set_user_attr("owner", ["another machine", 1])
+        monkeypatch.setattr(_study, "LOST_AFTER", 0.2)
     result = search(bowl, SPACE, trials=5, store=store)
     assert result.trials == search(bowl, SPACE, trials=5).trials
+    if owner == "slow":  # it was not dead after all: its result comes too late, and changes nothing
+        _study._run(study, trial, lambda trial: trial.report(1.0, 0))
+        _study._run(study, trial, lambda trial: 0.0)
+        _study._run(study, trial, lambda trial: math.nan)
+        assert search(bowl, SPACE, trials=5, store=store) == result
+
+
+SHARED = """
+    import os, signal, sys, time
+    from tests.training.test_search import SPACE, bowl
+    from torchnotes.training import search
+
+    store, dies = sys.argv[1], sys.argv[2] == "dies"
+    done = []
+    def objective(trial):
+        done.append(trial.number)
+        time.sleep(0.1)  # so that both have their share
+        if dies and len(done) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return bowl(trial)
+
+    result = search(objective, SPACE, trials=int(sys.argv[3]), rounds=2, store=store, prune=False)
+    print([repr(trial) for trial in result.trials], sorted(done), sep="\\n")
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills a process")
+@pytest.mark.parametrize(("store", "fate", "trials"), [("journal", "dies", 8), ("sqlite", "lives", 3)])
+def test_processes_on_one_store_share_the_trials_out_even_if_one_is_killed(tmp_path, store, fate, trials):
+    store = str(tmp_path / "journal") if store == "journal" else f"sqlite:///{tmp_path}/study.db"
+    command = [sys.executable, "-c", textwrap.dedent(SHARED), store]
+    running = [
+        subprocess.Popen(
+            [*command, each, str(trials)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for each in ("lives", fate)
+    ]
+    try:
+        outputs = [process.communicate(timeout=240) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+    # The second may have come too late for the trial in which it dies.
+    assert [process.returncode for process in running] in ([0, -signal.SIGKILL if fate == "dies" else 0], [0, 0]), (
+        outputs
+    )
+    expected = str([repr(trial) for trial in search(bowl, SPACE, trials=trials, rounds=2).trials])
+    tried = []
+    for process, (stdout, _) in zip(running, outputs, strict=True):
+        if process.returncode == 0:
+            result, done = stdout.splitlines()
+            assert result == expected
+            tried += json.loads(done)
+    assert len(tried) == len(set(tried))  # no trial twice
+    assert len(tried) >= trials - 1  # all but the first of the process that was killed in its second
 
 
 def test_poor_trials_are_pruned():

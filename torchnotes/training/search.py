@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from torchnotes._checks import check_in_range, describe
+from torchnotes.training._study import finish_round, open_study, settled
 from torchnotes.training.callbacks import Callback, Run
 from torchnotes.training.space import Dimension
 
@@ -151,8 +152,10 @@ def search(
         direction: ``"minimize"`` or ``"maximize"``.
         prune: end a trial whose reports are worse than the median of the others' at the same step.
         workers: processes on this machine; the objective must then be importable.
-        store: where the trials are kept: a file (Optuna's journal), or a database URL for several machines. The same
-            call with the same store goes on where it was interrupted. None keeps them in memory.
+        store: where the trials are kept: a file (Optuna's journal), or a database URL. The same call with the same
+            store goes on where it was interrupted; made on several machines at once, they share the trials out, and
+            each returns the whole result. A trial whose process was killed is run again: at once if it ran on this
+            machine, else when nothing has been heard of it for a minute. None keeps the trials in memory.
         name: which search of the store.
         seed: of the draws.
 
@@ -178,46 +181,42 @@ def search(
             store = Path(folder) / "journal"
         if workers > 1:
             _check_picklable(objective)
-        study = _open(store, name, direction, prune)
-        _forget_interrupted(study)
-        for number in range(rounds):
-            count = trials // rounds + (number < trials % rounds)
-            first = number * (trials // rounds) + min(number, trials % rounds)
-            _enqueue(study, _narrow(space, study, number, keep), number, range(first, first + count), seed)
-            if workers == 1:
-                _work(study, objective, space)
-            else:
-                _work_in_processes(workers, (store, name, direction, prune, objective, dict(space)))
+        study = open_study(store, name, direction, prune)
+        plan = _Plan(dict(space), trials, rounds, keep, seed)
+        if workers == 1:
+            _work(study, objective, plan)
+        else:
+            _work_in_processes(workers, (store, name, direction, prune, objective, plan))
         return _result(study, space, direction)
 
 
-def _work(study: Any, objective: Objective, space: Mapping[str, Dimension]) -> None:
-    """Take waiting trials until none is left."""
-    import optuna
+@dataclass(frozen=True)
+class _Plan:
+    """What every process that takes part must know."""
 
-    failed = optuna.trial.TrialState.FAIL
-    while study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,)):
-        trial = study.ask()
-        if "place" not in trial.user_attrs:  # another worker took the last one meanwhile
-            study.tell(trial, state=failed)
-            return
-        params = {key: dimension.suggest(trial, key) for key, dimension in space.items()}
-        try:
-            value = float(objective(Trial(trial, params, trial.user_attrs["place"])))
-        except optuna.TrialPruned:
-            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-        except FloatingPointError as error:
-            trial.set_user_attr("diverged", str(error))
-            study.tell(trial, state=failed)
-        except BaseException:
-            study.tell(trial, state=failed)
-            raise
-        else:
-            if math.isfinite(value):
-                study.tell(trial, value)
-            else:
-                trial.set_user_attr("diverged", f"the objective returned {value}")
-                study.tell(trial, state=failed)
+    space: Mapping[str, Dimension]
+    trials: int
+    rounds: int
+    keep: float
+    seed: int
+
+
+def _work(study: Any, objective: Objective, plan: _Plan) -> None:
+    """Round by round: each is narrowed once all trials of the one before are done, whoever did them."""
+    for number in range(plan.rounds):
+        count = plan.trials // plan.rounds + (number < plan.trials % plan.rounds)
+        first = number * (plan.trials // plan.rounds) + min(number, plan.trials % plan.rounds)
+        space = _narrow(plan.space, study, number, plan.keep)
+
+        def draw(place: int, space: Mapping[str, Dimension] = space) -> dict[str, Any]:
+            random = np.random.default_rng([plan.seed, place])
+            return {key: space[key].draw(random) for key in sorted(space)}
+
+        def run(trial: Any) -> float:
+            params = {key: dimension.suggest(trial, key) for key, dimension in plan.space.items()}
+            return objective(Trial(trial, params, trial.user_attrs["place"]))
+
+        finish_round(study, run, number, range(first, first + count), draw)
 
 
 def _work_in_processes(workers: int, job: tuple[Any, ...]) -> None:
@@ -232,72 +231,19 @@ def _work_in_processes(workers: int, job: tuple[Any, ...]) -> None:
 def _process(rank: int, threads: int, job: tuple[Any, ...]) -> None:
     import torch
 
-    store, name, direction, prune, objective, space = job
+    store, name, direction, prune, objective, plan = job
     torch.set_num_threads(threads)
     with _quiet():
-        _work(_open(store, name, direction, prune), objective, space)
-
-
-def _open(store: str | os.PathLike[str] | None, name: str, direction: str, prune: bool) -> Any:
-    import optuna
-    from optuna.storages.journal import JournalFileBackend
-
-    storage: Any = None
-    if store is not None:
-        storage = str(store)
-        if "://" not in storage:
-            storage = optuna.storages.JournalStorage(JournalFileBackend(storage))
-    pruner = optuna.pruners.MedianPruner(n_startup_trials=5) if prune else optuna.pruners.NopPruner()
-    sampler = optuna.samplers.RandomSampler(seed=0)  # never asked: all trials are enqueued
-    return optuna.create_study(
-        storage=storage,
-        sampler=sampler,
-        pruner=pruner,
-        study_name=name,
-        direction="maximize" if direction == "maximize" else "minimize",
-        load_if_exists=True,
-    )
-
-
-def _forget_interrupted(study: Any) -> None:
-    """Trials that a process was killed in are marked as failed; their places are drawn again."""
-    import optuna
-
-    for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
-        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-
-
-def _settled(study: Any) -> dict[int, Any]:
-    """The trials that are done, by place: with a value, pruned or diverged; not those that broke off."""
-    import optuna
-
-    done = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
-    found = {}
-    for trial in study.get_trials(deepcopy=False):
-        if "place" in trial.user_attrs and (trial.state in done or "diverged" in trial.user_attrs):
-            found[trial.user_attrs["place"]] = trial
-    return dict(sorted(found.items()))
-
-
-def _enqueue(study: Any, space: Mapping[str, Dimension], number: int, places: range, seed: int) -> None:
-    import optuna
-
-    waiting = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,))
-    there = {*_settled(study), *(trial.user_attrs.get("place") for trial in waiting)}
-    for place in places:
-        if place not in there:
-            random = np.random.default_rng([seed, place])
-            params = {key: space[key].draw(random) for key in sorted(space)}
-            study.enqueue_trial(params, user_attrs={"place": place, "round": number})
+        _work(open_study(store, name, direction, prune), objective, plan)
 
 
 def _narrow(space: Mapping[str, Dimension], study: Any, number: int, keep: float) -> Mapping[str, Dimension]:
     """The space of a round: that of the round before, narrowed to the range of the best of all trials before."""
     sign = -1 if study.direction.name == "MAXIMIZE" else 1
-    settled = list(_settled(study).values())
+    before_now = list(settled(study).values())
     for earlier in range(1, number + 1):
-        before = [t for t in settled if t.user_attrs["round"] < earlier and t.state.name == "COMPLETE"]
-        tried = sum(t.user_attrs["round"] == earlier - 1 for t in settled)
+        before = [t for t in before_now if t.user_attrs["round"] < earlier and t.state.name == "COMPLETE"]
+        tried = sum(t.user_attrs["round"] == earlier - 1 for t in before_now)
         if len(before) < 2:
             continue
         best = sorted(before, key=lambda t: sign * t.value)[: max(2, math.ceil(keep * len(before)))]
@@ -315,7 +261,7 @@ def _result(study: Any, space: Mapping[str, Dimension], direction: str) -> Searc
             trial.value if trial.state.name == "COMPLETE" else None,
             states[trial.state.name],
         )
-        for place, trial in _settled(study).items()
+        for place, trial in settled(study).items()
     )
     complete = [record for record in records if record.value is not None]
     if not complete:
