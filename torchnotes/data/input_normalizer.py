@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from torchnotes._checks import check_tensor, describe
-from torchnotes.data._moments import Moments, moments_of
-
-Batches = Iterable["Tensor | Sequence[Tensor]"]
+from torchnotes._checks import describe
+from torchnotes.data._moments import Moments
+from torchnotes.data._reading import Batches, check_input, name_features, read_moments, wrong_size
 
 
 class InputNormalizer(nn.Module):
@@ -248,10 +247,10 @@ class InputNormalizer(nn.Module):
         lines = [f"{self.mean.numel():,} features fitted on {values} values each."]
         constant = self.constant_features
         if constant:
-            lines.append(f"{len(constant):,} constant, centred but not scaled: {_name_features(constant)}.")
+            lines.append(f"{len(constant):,} constant, centred but not scaled: {name_features(constant)}.")
         bad = self.nonfinite_features
         if bad:
-            lines.append(f"{sum(bad.values()):,} NaN or infinite values left out: {_name_features(bad)}.")
+            lines.append(f"{sum(bad.values()):,} NaN or infinite values left out: {name_features(bad)}.")
         return "\n".join(lines)
 
     def extra_repr(self) -> str:
@@ -289,42 +288,7 @@ class InputNormalizer(nn.Module):
         return x.to(dtype), high.view(shape), low.view(shape), self.scale.to(dtype).view(shape)
 
     def _read_all(self, x: Tensor | Batches) -> Moments:
-        if isinstance(x, Tensor):
-            return self._read(x, self.num_features)
-        if not isinstance(x, Iterable):
-            raise TypeError(
-                f"x must be a tensor or an iterable of batches, got {describe(x)}; convert it with torch.as_tensor(x)."
-            )
-        total: Moments | None = None
-        for item in x:
-            batch = item if isinstance(item, Tensor) else _first_entry(item)
-            fresh = self._read(batch, total.mean.numel() if total else self.num_features)
-            total = fresh if total is None else total.merge(fresh.to(total.mean.device))
-        if total is None:
-            raise ValueError("x must hold at least one batch, got an empty iterable; check the loader.")
-        return total
-
-    @torch.no_grad()
-    def _read(self, x: Tensor, num_features: int | None) -> Moments:
-        _check_real(x)
-        if x.dim() < 2:
-            raise ValueError(
-                f"x must have a sample axis and a feature axis, got shape {tuple(x.shape)}; "
-                "one sample is x.unsqueeze(0), one feature x.unsqueeze(1)."
-            )
-        self._check_axis(x)
-        if x.numel() == 0:
-            raise ValueError(f"x must hold at least one sample and one feature, got shape {tuple(x.shape)}; check it.")
-        if num_features is not None and x.shape[self.feature_dim] != num_features:
-            raise ValueError(self._wrong_size(x.shape[self.feature_dim], num_features, "x"))
-        moments = moments_of(x, self.feature_dim)
-        if self.nonfinite_values == "raise" and bool(moments.nonfinite.any()):
-            bad = torch.nonzero(moments.nonfinite).flatten().tolist()
-            raise ValueError(
-                f"x must be finite, got {int(moments.nonfinite.sum()):,} NaN or infinite values in "
-                f"{_name_features(bad)}; clean the data, or pass nonfinite_values='ignore' to leave them out."
-            )
-        return moments
+        return read_moments(x, self.feature_dim, self.num_features, ignore_nonfinite=self.nonfinite_values == "ignore")
 
     def _require_fitted(self) -> None:
         if not self._fitted:
@@ -335,26 +299,12 @@ class InputNormalizer(nn.Module):
 
     def _require_input(self, x: Tensor) -> None:
         self._require_fitted()
-        _check_real(x)
-        self._check_axis(x)
+        check_input(x, self.feature_dim)
         self._require_size(x.shape[self.feature_dim], "x")
-
-    def _check_axis(self, x: Tensor) -> None:
-        if not -x.dim() <= self.feature_dim < x.dim():
-            raise ValueError(
-                f"x must have an axis {self.feature_dim} for the features, got shape {tuple(x.shape)}; "
-                "check how it was batched, or set feature_dim."
-            )
 
     def _require_size(self, got: int, name: str) -> None:
         if self._sized and got != self.mean.numel():
-            raise ValueError(self._wrong_size(got, self.mean.numel(), name))
-
-    def _wrong_size(self, got: int, wanted: int, name: str) -> str:
-        return (
-            f"{name} must have {wanted} features on axis {self.feature_dim}, got {got}; "
-            "check the order of its axes, or make a new InputNormalizer for other data."
-        )
+            raise ValueError(wrong_size(got, self.mean.numel(), name, self.feature_dim))
 
     def _check_foldable(self, linear: nn.Module) -> tuple[nn.Parameter, nn.Parameter | None]:
         own = dict(linear.named_parameters(recurse=False)) if isinstance(linear, nn.Module) else {}
@@ -398,27 +348,5 @@ class InputNormalizer(nn.Module):
         self.scale = self._scale() if self._fitted else torch.ones_like(self.mean)
 
 
-def _check_real(x: object) -> None:
-    check_tensor(x, "x")
-    assert isinstance(x, Tensor)
-    if x.dtype == torch.bool or x.dtype.is_complex:
-        raise TypeError(
-            f"x must be a tensor of real numbers, got dtype {str(x.dtype).split('.')[-1]}; "
-            "convert it with x.float(), or split a complex one with torch.view_as_real(x)."
-        )
-
-
-def _first_entry(batch: object) -> Tensor:
-    if isinstance(batch, Sequence) and len(batch) and isinstance(batch[0], Tensor):
-        return batch[0]
-    raise TypeError(f"a batch must be a tensor or a sequence that starts with one, got {describe(batch)}; fit inputs.")
-
-
 def _output_dtype(x: Tensor) -> torch.dtype:
     return x.dtype if x.dtype.is_floating_point else torch.get_default_dtype()
-
-
-def _name_features(indices: Iterable[int]) -> str:
-    names = [str(index) for index in indices]
-    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-    return f"feature{'s' if len(names) > 1 else ''} {shown}"
