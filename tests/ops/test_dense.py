@@ -108,3 +108,17 @@ def test_leaky_relu_of_any_slope_and_at_its_kink(slope: float, keep_prob: float)
     assert_close(y.detach(), torch.where(z > 0, z, slope * z) * mask)
     y.sum().backward()
     assert_close(point.grad, torch.where(z > 0, 1.0, slope).double() * mask)  # α at 0, as PyTorch has it
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_many_masks_of_one_input_by_vmap(activation: str):
+    # As for averaging over masks at test time: only the mask is batched, so nothing else can be written into.
+    x, weight, bias = (t.detach() for t in tensors(m=30))
+
+    def once(_: torch.Tensor) -> torch.Tensor:
+        return ops.dense(x, weight, bias, activation=activation, keep_prob=0.5)
+
+    drawn = torch.vmap(once, randomness="different")(torch.zeros(3))
+    kept = drawn != 0
+    assert_close(drawn, 2 * ops.dense(x, weight, bias, activation=activation) * kept)
+    assert not torch.equal(kept[0], kept[1])
