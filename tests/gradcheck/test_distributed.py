@@ -14,16 +14,36 @@ from torch import nn
 from torch.nn import functional as F
 from torchnotes.gradcheck import check_gradients
 
-rank, world, store, unlike = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4] == "unlike"
+rank, world, store, mode = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
 if world > 1:
     dist.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=world)
-torch.manual_seed(rank if unlike else 0)
+torch.manual_seed(rank if mode == "unlike" else 0)
 model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
 torch.manual_seed(1)
 x, y = torch.randn(10, 6).double(), torch.randint(3, (10,))
+
+
+
+class Wrong(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, w):
+        return w.view_as(w)
+
+    @staticmethod
+    def backward(ctx, g):
+        g = g.clone()
+        g[5, 2] += 0.1
+        return g
+
+
+if mode == "projected":
+    whole = model
+    whole.forward = lambda x: whole[2](torch.tanh(F.linear(x, Wrong.apply(whole[0].weight), whole[0].bias)))
 try:
-    report = check_gradients(model, x, y, loss=F.cross_entropy)
-    print(report.verdict, f"{report.ratio:.12e}", report.method, int(report.evaluations))
+    options = {"method": "projected"} if mode == "projected" else {}
+    report = check_gradients(model, x, y, loss=F.cross_entropy, **options)
+    named = " ".join(map(str, report.worst(1)))
+    print(report.verdict, f"{report.ratio:.12e}", report.method, "|", named, "|", int(report.evaluations))
 except ValueError as error:
     print("refused", error)
 if world > 1:
@@ -31,7 +51,7 @@ if world > 1:
 """
 
 
-def launch(tmp_path, world, mode="alike"):
+def launch(tmp_path, world, mode="exact"):
     script = tmp_path / "shared.py"
     script.write_text(SCRIPT)
     store = tmp_path / f"store_{world}_{mode}"
@@ -66,3 +86,17 @@ def test_two_processes_give_the_result_of_one_and_share_the_work(tmp_path):
 def test_processes_with_different_parameters_are_refused(tmp_path):
     lines = launch(tmp_path, 2, "unlike")
     assert all("every process must hold the same parameters" in line for line in lines)
+
+
+def test_a_projected_check_is_shared_too_and_says_what_one_process_says(tmp_path):
+    """Every evaluation is the same arithmetic wherever it is made: the same ratio to the last digit, the same entry."""
+    (alone,) = launch(tmp_path, 1, "projected")
+    lines = launch(tmp_path, 2, "projected")
+    verdict, ratio, *_ = alone.split()
+    assert verdict == "wrong"
+    assert "0.weight[5, 2]" in alone
+    for line in lines:
+        assert line.split()[:2] == [verdict, ratio]
+        assert line.split("|")[1] == alone.split("|")[1]
+        assert "2 processes" in line
+    assert sum(int(line.split()[-1]) for line in lines) < 1.25 * int(alone.split()[-1])

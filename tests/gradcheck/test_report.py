@@ -202,3 +202,13 @@ def test_progress_shows_after_two_seconds_and_only_where_wanted(monkeypatch, cap
         display.advance(10)
         display.close()
         assert ("gradient check" in capsys.readouterr().err) is seen
+
+
+@pytest.mark.parametrize(("method", "title"), [("exact", "modules' own backwards"), ("projected", "gradient check")])
+def test_every_part_of_a_check_shows_progress(monkeypatch, capsys, method, title):
+    """Where every look at the clock takes a second, each part comes to show its bar, and an estimate with it."""
+    now = iter(range(100_000))
+    monkeypatch.setattr("torchnotes.gradcheck._progress.time.monotonic", lambda: float(next(now)))
+    x, y = data()
+    check_gradients(net(), x, y, loss=F.cross_entropy, method=method, progress=True)
+    assert title in capsys.readouterr().err

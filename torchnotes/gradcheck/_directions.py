@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from torchnotes.gradcheck._distributed import place_in_group, summed
 from torchnotes.gradcheck._measure import table_noise
 from torchnotes.gradcheck._objective import Objective
 
@@ -60,10 +61,23 @@ class Probe:
         exact: the gradient under test, tensor by tensor.
         seed: of the directions.
         memory: bytes that directions may take; beyond it they are drawn again at each use.
+        tick: told of each evaluation done.
+
+    Attributes:
+        spent: evaluations of J so far, those of all processes of a group together.
     """
 
-    def __init__(self, objective: Objective, base: float, exact: Sequence[Tensor], seed: int, memory: int) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        base: float,
+        exact: Sequence[Tensor],
+        seed: int,
+        memory: int,
+        tick: Callable[[int], None] | None = None,
+    ) -> None:
         self.objective, self.base, self.exact = objective, base, exact
+        self.spent, self._tick = objective.evaluations, tick
         self._seed, self._memory = seed, memory
         self._cache: dict[tuple[int, int], Tensor] = {}
         self._held = 0
@@ -89,7 +103,14 @@ class Probe:
         return z
 
     def change(self, region: Region, k: int, steps: Sequence[float]) -> Tensor:
-        """J(θ + h z) − J(θ) for each h; θ is put back whatever happens."""
+        """J(θ + h z) − J(θ) for each h, shared out over a process group; θ is put back whatever happens."""
+        rank, world = place_in_group()
+        self.spent += len(steps)
+        values = torch.zeros(len(steps), dtype=torch.float64)
+        values[rank::world] = self._change(region, k, steps[rank::world])
+        return summed(values, self.objective.tensors[0].device)
+
+    def _change(self, region: Region, k: int, steps: Sequence[float]) -> Tensor:
         tensors = self.objective.tensors
         kept = [tensors[b.t].detach().reshape(-1)[b.lo : b.hi].clone() for b in region]
         flat = [tensors[b.t].detach().view(-1)[b.lo : b.hi] for b in region]
@@ -100,6 +121,8 @@ class Probe:
                     for block, here, was in zip(region, flat, kept, strict=True):
                         torch.add(was, self.direction(k, block.t)[block.lo : block.hi], alpha=h, out=here)
                     values.append(float(self.objective.rows[0] @ self.objective().detach()) - self.base)
+                    if self._tick is not None:
+                        self._tick(1)
         finally:
             with torch.no_grad():
                 for here, was in zip(flat, kept, strict=True):

@@ -1,4 +1,4 @@
-"""Sharing the coordinates out over the processes of a ``torch.distributed`` group."""
+"""Sharing coordinates, or evaluations along a direction, out over the processes of a ``torch.distributed`` group."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class SharedEvaluator:
 
     def delta(self, t: int, index: Tensor, step: Tensor) -> Tensor:
         """See `Evaluator.delta`."""
-        rank, world = dist.get_rank(), dist.get_world_size()
+        rank, world = place_in_group()
         whole = torch.zeros(len(self.objective.rows), len(index), dtype=torch.float64, device=index.device)
         if len(index) < FEW:
             if rank == 0:
@@ -39,16 +39,32 @@ class SharedEvaluator:
         return whole
 
 
+def place_in_group() -> tuple[int, int]:
+    """This process's rank, and how many there are: (0, 1) outside a group."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def summed(values: Tensor, device: torch.device) -> Tensor:
+    """The sum over all processes, of a tensor on the CPU; sent by way of ``device``, as the group's backend asks."""
+    if place_in_group()[1] == 1:
+        return values
+    values = values.to(device)
+    dist.all_reduce(values)
+    return values.cpu()
+
+
 def shared(evaluator: Evaluator) -> Evaluator:
     """The evaluator itself, or shared out where a process group of several is running."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if place_in_group()[1] > 1:
         return SharedEvaluator(evaluator)
     return evaluator
 
 
 def refuse_unlike(parameters: list[Tensor]) -> None:
     """Refuse to share out a check whose processes hold different parameters."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if place_in_group()[1] == 1:
         return
     mine = torch.stack([p.detach().double().sum() for p in parameters])
     first = mine.clone()

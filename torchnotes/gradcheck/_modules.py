@@ -8,7 +8,7 @@ The cost is a few forward passes of the whole model for each level of nesting, w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,9 +35,20 @@ class _Seen:
 
 
 def check_modules(
-    model: nn.Module, objective: Objective, random: RandomStates, generator: torch.Generator
+    model: nn.Module,
+    objective: Objective,
+    random: RandomStates,
+    generator: torch.Generator,
+    tick: Callable[[int], None] | None = None,
 ) -> tuple[list[Finding], list[str]]:
     """Check every module inside a model by itself.
+
+    Args:
+        model: the model.
+        objective: its cost.
+        random: the states every evaluation starts from.
+        generator: draws cotangents and lines.
+        tick: told of each module done.
 
     Returns:
         A finding for each module that was called with tensors, outermost first; and the innermost that are wrong.
@@ -47,6 +58,8 @@ def check_modules(
     for name, module in model.named_modules():
         if module in seen and name:
             findings[name] = _check_one(name, module, seen[module], random, generator)
+            if tick is not None:
+                tick(1)
     flagged = [n for n, f in findings.items() if f.verdict != "correct"]
     innermost = [n for n in flagged if not any(other.startswith(n + ".") for other in flagged)]
     kept = [f for f in findings.values() if f.name in innermost or f.name not in flagged]

@@ -19,8 +19,8 @@ PIECE = 2048
 class Progress:
     """Counts evaluations; shows a bar on standard error after two seconds, if that is a terminal."""
 
-    def __init__(self, total: int, show: bool | None) -> None:
-        self._total, self._show = total, show
+    def __init__(self, total: int, show: bool | None, title: str = "gradient check") -> None:
+        self._total, self._show, self._title = total, show, title
         self._done = 0
         self._start = time.monotonic()
         self._bar: Any = None
@@ -34,6 +34,10 @@ class Progress:
         elif self._show is not False and time.monotonic() - self._start > PATIENCE:
             self._open()
 
+    def expect(self, total: int) -> None:
+        """Estimate anew how many there will be in all."""
+        self._total = total
+
     def _open(self) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -43,7 +47,7 @@ class Progress:
         if not console.is_terminal:
             self._show = False
             return
-        columns = (TextColumn("gradient check"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (TextColumn(self._title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._bar = RichProgress(*columns, console=console, transient=True)
         self._bar.start()
         self._task = self._bar.add_task("", total=max(self._total, self._done), completed=self._done)
@@ -56,9 +60,9 @@ class Progress:
 
 
 @contextmanager
-def progress(total: int, show: bool | None) -> Iterator[Progress]:
+def progress(total: int, show: bool | None, title: str = "gradient check") -> Iterator[Progress]:
     """A progress display for about ``total`` evaluations; ``show`` None lets the terminal decide."""
-    display = Progress(total, show)
+    display = Progress(total, show, title)
     try:
         yield display
     finally:

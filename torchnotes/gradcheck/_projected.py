@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from torchnotes.gradcheck._directions import Block, Probe, Region, halves, region_size
+from torchnotes.gradcheck._distributed import place_in_group
 from torchnotes.gradcheck._evaluate import unravel
 from torchnotes.gradcheck._patterns import describe_pattern
 from torchnotes.gradcheck.compare import Verdict, norm, ratio_of_norms
@@ -38,12 +40,16 @@ class Search:
     unfinished: list[Region] = field(default_factory=list)
 
 
-def check_projected(probe: Probe, budget: int) -> GradientReport:
+EVALUATIONS = 65 + 5  # of a right gradient: calibration, eight directions, and what comes before
+
+
+def check_projected(probe: Probe, budget: int, expect: Callable[[int], None] | None = None) -> GradientReport:
     """The projected check.
 
     Args:
         probe: measures along directions.
         budget: evaluations after which the search for wrong entries stops.
+        expect: told how many evaluations there will be, once a search begins.
     """
     objective = probe.objective
     everything: Region = tuple(Block(t, 0, v.numel()) for t, v in enumerate(objective.tensors) if v.numel())
@@ -55,6 +61,8 @@ def check_projected(probe: Probe, budget: int) -> GradientReport:
     worst = max(range(DIRECTIONS), key=lambda k: abs(residuals[k]))
     failed = not math.isfinite(numerator) or abs(residuals[worst]) > STANDS_OUT * probe.error
     if failed and math.isfinite(numerator):
+        if expect is not None:
+            expect(min(budget, probe.spent + 4 * math.ceil(math.log2(region_size(everything) + 1))))
         _descend(probe, everything, worst, residuals[worst], budget, search)
     size = 2 * exact if numerator < 0.1 * exact else exact + math.sqrt(exact**2 + numerator**2)
     floors = round_off / size if size else 0.0, truncation / size if size else 0.0
@@ -69,7 +77,7 @@ def check_projected(probe: Probe, budget: int) -> GradientReport:
         noise_floor=floors[0],
         truncation=floors[1],
         eps=probe.step,
-        method=f"projected ({DIRECTIONS} directions, step {probe.step:.0e})",
+        method=f"projected ({DIRECTIONS} directions, step {probe.step:.0e}{_processes()})",
         by_parameter=reports,
         reason=reason,
         smallest_visible=STANDS_OUT * probe.error,
@@ -77,6 +85,11 @@ def check_projected(probe: Probe, budget: int) -> GradientReport:
         interval=(ratio * low, ratio * high),
         evaluations=objective.evaluations,
     )
+
+
+def _processes() -> str:
+    world = place_in_group()[1]
+    return f", {world} processes" if world > 1 else ""
 
 
 def _descend(probe: Probe, region: Region, k: int, residual: float, budget: int, search: Search) -> None:
@@ -92,7 +105,7 @@ def _descend(probe: Probe, region: Region, k: int, residual: float, budget: int,
         if region_size(here) == 1:
             search.entries.append((here[0].t, here[0].lo))
             continue
-        if probe.objective.evaluations + 4 > budget or len(search.entries) >= MOST_NAMED:
+        if probe.spent + 4 > budget or len(search.entries) >= MOST_NAMED:
             search.unfinished.append(here)
             continue
         left, right = halves(here)
@@ -127,7 +140,7 @@ def _verdict(failed: bool, exact: float, error: float, search: Search) -> tuple[
 
 
 def _notes(probe: Probe, search: Search) -> list[str]:
-    notes = [f"{probe.objective.evaluations} evaluations of J"]
+    notes = [f"{probe.spent} evaluations of J"]
     if search.unfinished:
         where = [f"{probe.objective.names[b.t]}[{b.lo}:{b.hi}] (flat)" for r in search.unfinished[:3] for b in r[:1]]
         notes.append(f"the search ended early; more is wrong in {', '.join(where)}")

@@ -35,7 +35,7 @@ from torchnotes.gradcheck._objective import (
 from torchnotes.gradcheck._precision import precision_finding, rounding
 from torchnotes.gradcheck._progress import Progress, Watched
 from torchnotes.gradcheck._progress import progress as show_progress
-from torchnotes.gradcheck._projected import check_projected
+from torchnotes.gradcheck._projected import EVALUATIONS, check_projected
 from torchnotes.gradcheck._state import Dropout, dropout_mode, preserved
 from torchnotes.gradcheck.compare import worst_verdict
 from torchnotes.gradcheck.function import check_function
@@ -131,9 +131,11 @@ def check_gradients(
         objective.rows = objective.rows.to(device)
         names = ["J", "data cost", "penalty"] if separate else ["J"]
         wanted = method == "exact" if modules is None else modules
-        findings, culprits = _modules(cost, objective, seed) if wanted else ([], [])
+        refuse_unlike(objective.tensors)
+        findings, culprits = _modules(cost, objective, seed, progress) if wanted else ([], [])
         if method == "projected":
-            report = _projected(objective, y, seed, max_memory, max_evaluations)
+            with show_progress(EVALUATIONS, progress) as display:
+                report = _projected(objective, y, seed, max_memory, max_evaluations, display)
             return replace(
                 report,
                 verdict=worst_verdict([report.verdict, *(f.verdict for f in (*findings, *coarse))]),
@@ -143,7 +145,6 @@ def check_gradients(
                 notes=(*report.notes, *notes),
                 seconds=time.perf_counter() - start,
             )
-        refuse_unlike(objective.tensors)
         count = 4 * sum(t.numel() for t in objective.tensors)
         with show_progress(count, progress) as display:
             candidates = _evaluators(cost, objective, y, data, max_memory)
@@ -164,8 +165,10 @@ def check_gradients(
         )
 
 
-def _modules(cost: Cost, objective: Objective, seed: int) -> tuple[list[Finding], list[str]]:
-    found, culprits = check_modules(cost, objective, objective.random, torch.Generator().manual_seed(seed))
+def _modules(cost: Cost, objective: Objective, seed: int, progress: bool | None) -> tuple[list[Finding], list[str]]:
+    generator = torch.Generator().manual_seed(seed)
+    with show_progress(len(list(cost.modules())) - 1, progress, "modules' own backwards") as display:
+        found, culprits = check_modules(cost, objective, objective.random, generator, display.advance)
     names = {"model": "the model's own forward"}
     own = [Finding(names.get(f.name, label(f.name)), f.verdict, f.detail) for f in found]
     return own, [names.get(name, label(name)) for name in culprits]
@@ -259,7 +262,9 @@ def _exact(
     return evidences, evaluator.name
 
 
-def _projected(objective: Objective, y: Tensor, seed: int, memory: int, budget: int) -> GradientReport:
+def _projected(
+    objective: Objective, y: Tensor, seed: int, memory: int, budget: int, display: Progress
+) -> GradientReport:
     """Along random directions."""
     objective.rows = objective.rows[:1]
     (exact,) = objective.gradients()
@@ -267,7 +272,7 @@ def _projected(objective: Objective, y: Tensor, seed: int, memory: int, budget: 
     _refuse_absent(objective, LoopEvaluator(objective, y), [exact])
     given = [torch.zeros_like(t) if g is None else g for g, t in zip(exact, objective.tensors, strict=True)]
     base = float(objective.rows[0] @ y.detach())
-    return check_projected(Probe(objective, base, given, seed, memory), budget)
+    return check_projected(Probe(objective, base, given, seed, memory, display.advance), budget, display.expect)
 
 
 def _flat(gradient: Tensor | None, tensor: Tensor) -> Tensor:
