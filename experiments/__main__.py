@@ -27,6 +27,7 @@ EXPERIMENTS = (
     "averages",
     "optimizers",
     "decays",
+    "hyperparameter_search",
     "batch_norm",
     "softmax",
 )
