@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,12 +62,20 @@ def quartiles_of_ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[
     return first, third
 
 
-def bytes_kept(forward: Callable[[], Tensor], given: Iterable[Tensor]) -> int:
-    """Bytes alive from forward to backward beyond what was given: the tensors saved, and the output.
+class Kept(NamedTuple):
+    """Bytes alive from forward to backward beyond what was given.
 
-    Each storage counts once and whole, whoever saved it; inputs and parameters do not count. The output does, because
-    whoever takes the gradient holds it, and an op that saves its output therefore saves nothing further.
+    Attributes:
+        saved: of the tensors saved for backward.
+        with_output: of those and the output, which whoever takes the gradient holds.
     """
+
+    saved: int
+    with_output: int
+
+
+def bytes_kept(forward: Callable[[], Tensor], given: Iterable[Tensor]) -> Kept:
+    """What one forward pass keeps: each storage counts once and whole, inputs and parameters do not count."""
     storages: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -75,8 +84,9 @@ def bytes_kept(forward: Callable[[], Tensor], given: Iterable[Tensor]) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = keep(forward())  # bound until the count is done: a storage freed before could be counted twice
+        output = forward()  # bound until the count is done: a storage freed before could be counted twice
     for tensor in given:
         storages.pop(tensor.untyped_storage().data_ptr(), None)
-    del output
-    return sum(storages.values())
+    saved = sum(storages.values())
+    keep(output)
+    return Kept(saved, sum(storages.values()))
