@@ -8,6 +8,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -41,8 +42,14 @@ def run(cases: str, **environment: str) -> None:
     assert "skipped" not in done.stdout
 
 
+def version(package):
+    return tuple(int(number) for number in metadata.version(package).split(".")[:2])
+
+
 @pytest.mark.parametrize("cases", CASES)
 def test_in_the_interpreter(cases):
+    if cases.startswith("cross_entropy") and version("triton") < (3, 7) and version("numpy") >= (2, 5):
+        pytest.skip("the interpreter of Triton 3.6 counts a loop's end by int() of an array, which numpy 2.5 refuses")
     run(cases, TRITON_INTERPRET="1")
 
 
