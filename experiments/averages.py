@@ -7,6 +7,8 @@ allows smoothness, delay and the error of the first days to be measured. Three p
 1. The weights: what an average makes of a single 1, and the window, lag and noise that follow from them.
 2. The curves of β = 0.5, 0.9 and 0.98 through two years of temperatures.
 3. The first days, with the correction and without.
+
+Source: the notes, "exponentially weighted averages"; SPEC F2.
 """
 
 from __future__ import annotations

@@ -7,6 +7,9 @@
    is the round-off that the checker measures and whose right arm is the formula's own error.
 3. Wrong backwards planted in a digit classifier: what PyTorch's own check says, what this one says, and whom it names.
 4. A gradient that is right at random initialisation and wrong after training: why the notes check twice.
+5. Three misprints of the notes put to the same test.
+
+Source: the notes, "gradient checking"; SPEC D1-D10, G8, G11, G12, G17.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from torch.nn import functional as F
 from experiments.config import CommonConfig
 from experiments.console import Claim, Table, command_line, markdown_reading, print_reading, progress, record
 from experiments.logs import VariantLogs, how_to_open, save_figure
+from experiments.misprints import misprint_claims
 from torchnotes.gradcheck import (
     GradientReport,
     check_function,
@@ -281,7 +285,9 @@ def claims(results: Results) -> list[Claim]:
         Claim(
             "A check at random initialisation alone is not enough.",
             trained["right"] == ["correct"] * 2 and trained["wrong where tanh saturates"] == ["correct", "wrong"],
-            f"Before and after training: {trained}.",
+            "Before and after training: "
+            + "; ".join(f"{name}, {' and '.join(verdicts)}" for name, verdicts in trained.items())
+            + ".",
         ),
     ]
 
@@ -325,7 +331,7 @@ def main(config: GradientCheckingConfig, console: Console | None = None) -> Resu
             ratios_against_eps(config, results, tick)
             gallery(config, results, tick)
             rechecks(config, results, tick)
-        reading = claims(results)
+        reading = [*claims(results), *misprint_claims(config.seed)]
         write_logs(config, results, logs, reading)
     for table in tables(results):
         table.print(console)

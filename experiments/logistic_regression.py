@@ -8,7 +8,7 @@
 3. The minimum found, against scikit-learn's solver, which knows nothing of our arithmetic.
 4. The time of a step against the number of samples.
 
-Source: the notes, "logistic regression" and "vectorisation"; SPEC F1, F12, A2, A8, A14, E5, G13.
+Source: the notes, "logistic regression" and "vectorisation"; SPEC F1, F12, A2, A8, A14, E5, E6, G13.
 """
 
 from __future__ import annotations

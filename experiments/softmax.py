@@ -7,6 +7,8 @@ error; tumours of the breast for two classes. Four parts, each a heading in Tens
 2. Two classes: softmax and logistic regression, trained side by side.
 3. The boundaries between three and four classes, without a hidden layer and with one.
 4. The gradient at the scores, ŷ − y, against numerical differences.
+
+Source: the notes, "softmax regression"; SPEC A7, A9.
 """
 
 from __future__ import annotations

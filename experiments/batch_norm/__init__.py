@@ -7,4 +7,6 @@ Real data: handwritten digits. Five parts:
 3. How far the distribution of a hidden layer's values shifts while the layers before it learn.
 4. The noise that the other samples of a batch bring, by batch size, and what it does to the dev cost.
 5. At test time: running averages as the notes and as PyTorch keep them, against the test batch's own statistics.
+
+Source: the notes, "batch normalisation"; SPEC A11, G15.
 """

@@ -7,4 +7,6 @@ Real data: 1,437 training images of handwritten digits. Five parts, each under o
 3. A race of all sizes to the same training cost, each at the best rate of a grid: epochs, steps and seconds.
 4. Whether sizes that are powers of two run faster.
 5. What shuffling is for: images sorted by class, in the same order each epoch and in a new one.
+
+Source: the notes, "mini-batch gradient descent"; SPEC E3.
 """

@@ -7,4 +7,6 @@ Four parts:
 3. How rare minima are among critical points as the dimension grows: random symmetric matrices, and small nets.
 4. The digits, each at the best rate of a grid; and the forms of the rules: (1 − β) or not, ε inside or outside,
    which β corrects S.
+
+Source: the notes, "gradient descent with momentum", "RMSprop" and "Adam"; SPEC F1, F3-F5, F7, G6, G7, G16.
 """

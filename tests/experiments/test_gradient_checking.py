@@ -1,9 +1,14 @@
 """The gradient checking experiment, run small: its claims hold and its logs can be read back."""
 
+import json
+
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from experiments.gradient_checking import GALLERY, GradientCheckingConfig, claims, main
+from experiments.misprints import misprint_claims
+from torchnotes import ops
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +53,13 @@ def test_curves_picture_and_reports_are_in_the_logs(run):
     overview.Reload()
     assert len(overview.Tags()["tensors"]) == 1 + len(GALLERY)
     assert overview.Tags()["images"]
+
+
+def test_misprints_are_judged_by_differences_and_can_be_refuted(run, monkeypatch):
+    folder, _ = run
+    reading = json.loads((folder / "gradient_checking" / "reading.json").read_text())
+    assert [claim["held"] for claim in reading["claims"][-3:]] == [True] * 3
+    monkeypatch.setattr(torch, "tanh", torch.sin)
+    monkeypatch.setattr(torch, "outer", lambda dz, a: torch.ones(3, 4, dtype=torch.float64))
+    monkeypatch.setattr(ops, "relu", torch.sigmoid)
+    assert [claim.held for claim in misprint_claims(0)] == [False] * 3
