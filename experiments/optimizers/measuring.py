@@ -129,24 +129,23 @@ def on_the_bowl(config: OptimizersConfig, results: Results, tick: Callable[[str]
     results.swing = (swings[0], swings[1])
     known = (2 / CURVATURE, 2 * 1.9 / 0.1 / CURVATURE)  # 2/λ, and 2(1 + β)/((1 − β)λ) for β = 0.9
     for name, rule, limit in zip(("gradient descent", "momentum"), two, known, strict=True):
-        results.limits[name] = (_limit(rule, config), limit)
+        results.limits[name] = (_limit(rule, (limit / 3, limit * 3), 6 if config.quick else 12), limit)
     tick("bowl: largest rates")
 
 
-def _limit(rule: Rule, config: OptimizersConfig) -> float:
+def _limit(rule: Rule, between: tuple[float, float], halvings: int) -> float:
     """Halve the range in which the largest rate lies that does not diverge, on a logarithmic scale."""
-    low, high = 1e-3, 10.0
-    for _ in range(8 if config.quick else 14):
+    low, high = between
+    for _ in range(halvings):
         middle = math.sqrt(low * high)
-        points = walk(bowl, [0.0, 1e-3], rule, middle, 400)
-        grew = abs(points[-1][1]) > 1e-3
+        grew = abs(walk(bowl, [0.0, 1e-3], rule, middle, 200)[-1][1]) > 1e-3
         low, high = (low, middle) if grew else (middle, high)
     return math.sqrt(low * high)
 
 
 def plateau_and_saddle(config: OptimizersConfig, results: Results, tick: Callable[[str], None]) -> None:
     """Part 2: the same rate for all; in one coordinate RMSprop and Adam step by about the rate whatever the slope."""
-    patience = 400 if config.quick else config.patience
+    patience = 250 if config.quick else config.patience
 
     def edge(start: float, rule: Rule) -> int | None:
         points = walk(plateau, [start], rule, RATE, patience, until=lambda w: float(w) < EDGE, device=config.device)
@@ -189,7 +188,9 @@ def critical_points(config: OptimizersConfig, results: Results, tick: Callable[[
         results.positive[dimension] = positive_share(dimension, results.matrices, config.seed)
     tick("random matrices")
     for hidden in NETS[:1] if config.quick else NETS:
-        results.nets[4 * hidden + 1] = net_points(hidden, 40 if config.quick else 120, 100, config.seed)
+        results.nets[4 * hidden + 1] = net_points(
+            hidden, 40 if config.quick else 120, 40 if config.quick else 100, config.seed
+        )
         tick(f"critical points of a net of {4 * hidden + 1} parameters")
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from experiments.optimizers.__main__ import main
-from experiments.optimizers.critical import KNOWN, net_points, positive_share
+from experiments.optimizers.critical import KNOWN, positive_share
 from experiments.optimizers.measuring import (
     EDGE,
     FAR,
@@ -84,9 +84,10 @@ def test_share_of_positive_matrices_is_the_known_one(dimension):
     assert share == pytest.approx(known, abs=4 * math.sqrt(known * (1 - known) / 20_000))
 
 
-def test_critical_points_are_found_and_told_apart():
-    found, minima = net_points(1, 30, 60, seed=0)
-    assert 0 < minima < found <= 30
+def test_critical_points_are_found_and_told_apart(run):
+    _, results = run
+    found, minima = results.nets[5]
+    assert 0 < minima < found <= 40
 
 
 def test_a_quick_run_refutes_only_the_place_of_epsilon(run):
