@@ -362,6 +362,8 @@ def passes_figure(results: Results) -> Figure:
     distances = np.array([distance for distance, _ in results.passes.values()])
     axis.loglog(counts, 100 * distances, "-o", label="measured")
     axis.loglog(counts, 100 * distances[0] / np.sqrt(counts), ":", color="gray", label="1/√k, if only chance differed")
+    axis.set_yticks([3, 10, 30, 100], ["3", "10", "30", "100"])
+    axis.minorticks_off()
     axis.set(xlabel="passes averaged, k", ylabel="distance from dropout off (%)")
     axis.set_title("The average of k passes against one pass with dropout off", loc="left", fontsize=11)
     axis.legend()

@@ -40,6 +40,11 @@ HIDDEN, CONSTANT, RATE = 20, 0.1, 0.5
 FIRST = 5  # steps in which the units' gradients are compared, before round-off has grown
 APART = 0.1  # of the largest weight: units further from one another are no longer copies
 STARTS = ("zeros, tanh", "zeros, sigmoid", "constant 0.1", "0.01·randn", "√(1/n)·randn", "10·√(1/n)·randn")
+VARIANTS = dict(
+    zip(
+        STARTS, ("zeros_tanh", "zeros_sigmoid", "constant", "random_0.01", "random_1_over_n", "random_10x"), strict=True
+    )
+)
 RANDOM = STARTS[3:]
 SCHEMES: dict[str, Literal["small", "lecun", "xavier", "he"]] = {
     "0.01²": "small",
@@ -389,7 +394,7 @@ def write_logs(results: Results, logs: VariantLogs) -> None:
     """Curves of part 1, and the pictures."""
     group = "1 One hidden layer on the digits"
     for name, start in results.starts.items():
-        writer = logs[name.replace(", ", "_").replace(" ", "_").replace("·", "_").replace("/", "÷")]
+        writer = logs[VARIANTS[name]]
         for step, (distance, cost) in enumerate(zip(start.distances, start.costs, strict=True)):
             if step % 5 == 0:
                 writer.add_scalar(f"{group}/distance between hidden units", distance, step)

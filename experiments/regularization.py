@@ -2,12 +2,13 @@
 
     python -m experiments.regularization
 
-1. A net far too large for 150 digits, trained with each remedy; the strength of each chosen on dev images, the result
-   judged on test images: errors, the norm of the weights, and how many of them are next to nothing.
+1. A net far too large for 150 digits, trained with each remedy, once on right labels and once with a fifth of the
+   training labels wrong, so that fitting them all is a fault. The strength of each remedy is chosen on dev images, the
+   result judged on test images: errors, the norm of the weights, and how many of them are next to nothing.
 2. J with and without the penalty's term: which of the two must fall at every step.
 3. Early stopping: where the dev cost is least, and the weights kept.
 
-Source: the notes, "regularisation" and "other regularisation methods"; SPEC A14, E4, F8, F9.
+Source: the notes, "regularisation" and "other regularisation methods"; SPEC A14, E4, F8, F9, E6.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -44,13 +45,13 @@ if TYPE_CHECKING:
 
 NAME = "regularization"
 SIZES = (64, 100, 50, CLASSES)
-RATE, MOMENTUM, EVERY = 0.05, 0.9, 10  # dev cost every so many steps
+RATE, MOMENTUM, EVERY = 0.1, 0.9, 10  # dev cost every so many steps
 NONE, L2, L1, IMAGES, STOP, DROP = "none", "L2", "L1", "augmentation", "early stopping", "dropout"
 STRENGTHS: dict[str, tuple[float, ...]] = {  # λ, λ, pixels of shift and degrees / 10, patience, keep_prob
     NONE: (0.0,),
-    L2: (0.3, 1.0, 3.0, 10.0),
-    L1: (0.1, 0.3, 1.0),
-    IMAGES: (0.5, 1.0),
+    L2: (3.0, 10.0),
+    L1: (0.3, 1.0),
+    IMAGES: (1.0,),
     STOP: (5.0,),
     DROP: (0.5, 0.8),
 }
@@ -63,6 +64,14 @@ class RegularizationConfig(CommonConfig):
 
     few: int = 150
     """Training digits."""
+    wrong: float = 0.2
+    """Share of training labels made wrong in the second half."""
+
+    def __post_init__(self) -> None:
+        """Refuse a share that is none."""
+        super().__post_init__()
+        if not 0 <= self.wrong < 1:
+            raise ValueError(f"wrong must be a share of the labels, in [0, 1), got {self.wrong}; 0.2 is a fifth.")
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,7 @@ class Trained:
     """One run.
 
     Attributes:
-        train: error on the training digits.
+        train: error on the training digits, by the labels it was given.
         dev: on dev images.
         test: on test images.
         norm: Σ ‖W‖².
@@ -90,10 +99,17 @@ class Trained:
 
 @dataclass
 class Results:
-    """What the experiment found; for every remedy the runs at the strength that does best on dev images."""
+    """What the experiment found; for every remedy the runs at the strength that does best on dev images.
 
-    strengths: dict[str, float] = field(default_factory=dict)
+    Attributes:
+        clean: with right labels.
+        runs: with some of the training labels wrong.
+    """
+
+    strengths: dict[tuple[str, str], float] = field(default_factory=dict)
+    clean: dict[str, list[Trained]] = field(default_factory=dict)
     runs: dict[str, list[Trained]] = field(default_factory=dict)
+    wrong: float = 0.2
     with_penalty: list[float] = field(default_factory=list)
     without_penalty: list[float] = field(default_factory=list)
     pictures: Tensor | None = None
@@ -110,6 +126,16 @@ def few_digits(config: RegularizationConfig, seed: int) -> Sets:
     m = len(x)
     sets = split(x, y, seed=seed, fractions=(config.few / m, 400 / m, 1 - (config.few + 400) / m))
     return sets.to(config.device)
+
+
+def spoil(sets: Sets, share: float, seed: int) -> Sets:
+    """Give a share of the training digits another label; dev and test set stay right."""
+    generator, y = torch.Generator().manual_seed(seed), sets.y_train.cpu()
+    chosen = torch.randperm(len(y), generator=generator)[: round(share * len(y))]
+    other = torch.randint(1, CLASSES, (len(chosen),), generator=generator)
+    spoilt = y.clone()
+    spoilt[chosen] = (y[chosen] + other) % CLASSES
+    return replace(sets, y_train=spoilt.to(sets.y_train.device))
 
 
 def more_images(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
@@ -177,17 +203,18 @@ def watch_cost(sets: Sets, steps: int, seed: int) -> tuple[list[float], list[flo
 
 def measure(config: RegularizationConfig, tick: Callable[[str], None]) -> Results:
     """All three parts."""
-    seeds, steps = (1, 40) if config.quick else (5, 500)
-    results = Results(judged=not config.quick)
+    seeds, steps = (1, 40) if config.quick else (4, 600)
+    results = Results(judged=not config.quick, wrong=config.wrong)
     numbers = range(config.seed, config.seed + seeds)
     sets = {seed: few_digits(config, seed) for seed in numbers}
-    for remedy, strengths in STRENGTHS.items():
-        found = {
-            s: [train(remedy, s, sets[n], steps, n) for n in numbers] for s in strengths[: 1 if config.quick else 9]
-        }
-        best = min(found, key=lambda s: statistics.fmean(run.dev for run in found[s]))
-        results.strengths[remedy], results.runs[remedy] = best, found[best]
-        tick(remedy)
+    spoilt = {seed: spoil(sets[seed], config.wrong, seed) for seed in numbers}
+    for name, runs, data in (("right", results.clean, sets), ("wrong", results.runs, spoilt)):
+        for remedy, strengths in STRENGTHS.items():
+            tried = strengths[:1] if config.quick else strengths
+            found = {strength: [train(remedy, strength, data[n], steps, n) for n in numbers] for strength in tried}
+            best = min(found, key=lambda strength: statistics.fmean(run.dev for run in found[strength]))
+            results.strengths[name, remedy], runs[remedy] = best, found[best]
+            tick(f"{remedy}, {name} labels")
     first = sets[config.seed]
     results.with_penalty, results.without_penalty = watch_cost(first, 40 if config.quick else 800, config.seed)
     generator = torch.Generator(config.device).manual_seed(config.seed)
@@ -197,15 +224,24 @@ def measure(config: RegularizationConfig, tick: Callable[[str], None]) -> Result
     return results
 
 
-def mean(results: Results, remedy: str, name: str) -> float:
+Runs = dict[str, list[Trained]]
+
+
+def mean(runs: Runs, remedy: str, name: str) -> float:
     """Mean of one figure over the seeds."""
-    return statistics.fmean(getattr(run, name) for run in results.runs[remedy])
+    return statistics.fmean(getattr(run, name) for run in runs[remedy])
 
 
-def gain(results: Results, remedy: str) -> tuple[float, float]:
+def gain(runs: Runs, remedy: str) -> tuple[float, float]:
     """By how much a remedy errs less on test images than none: mean over the seeds, and its standard error."""
-    gains = [plain.test - run.test for plain, run in zip(results.runs[NONE], results.runs[remedy], strict=True)]
+    gains = [plain.test - run.test for plain, run in zip(runs[NONE], runs[remedy], strict=True)]
     return statistics.fmean(gains), statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
+
+
+def points(runs: Runs, remedy: str) -> str:
+    """The gain in words."""
+    better, chance = gain(runs, remedy)
+    return f"{100 * better:.1f}" + (f" ± {100 * chance:.1f}" if math.isfinite(chance) else "")
 
 
 def claims(results: Results) -> list[Claim]:
@@ -221,6 +257,7 @@ def claims(results: Results) -> list[Claim]:
 
 
 def _remedies(results: Results, short: str) -> list[Claim]:
+    runs, clean = results.runs, results.clean
     texts = {
         L2: "L2 regularisation reduces overfitting.",
         L1: "L1 regularisation reduces overfitting.",
@@ -228,24 +265,32 @@ def _remedies(results: Results, short: str) -> list[Claim]:
         STOP: "Early stopping reduces overfitting.",
         DROP: "Dropout reduces overfitting.",
     }
-    found = []
-    for remedy, text in texts.items():
-        better, chance = gain(results, remedy)
-        around = f" ± {100 * chance:.1f}" if math.isfinite(chance) else ""
-        found.append(
-            Claim(
-                text,
-                better > 2 * chance if results.judged else None,
-                f"Test error {mean(results, remedy, 'test'):.1%} instead of {mean(results, NONE, 'test'):.1%}: "
-                f"{100 * better:.1f}{around} points less (training error {mean(results, remedy, 'train'):.1%}).{short}",
-            )
+    found = [
+        Claim(
+            text,
+            gain(runs, remedy)[0] > 2 * gain(runs, remedy)[1] if results.judged else None,
+            f"With {results.wrong:.0%} of the training labels wrong, test error {mean(runs, remedy, 'test'):.1%} "
+            "instead "
+            f"of {mean(runs, NONE, 'test'):.1%}: {points(runs, remedy)} points less.{short}",
         )
+        for remedy, text in texts.items()
+    ]
+    helps = [remedy for remedy in texts if gain(clean, remedy)[0] > 2 * gain(clean, remedy)[1]]
+    listed = ", ".join(f"{remedy} {points(clean, remedy)}" for remedy in texts)
+    found.append(
+        Claim(
+            "With right labels each of them does, too.",
+            len(helps) == len(texts) if results.judged else None,
+            f"Without a remedy the net errs on {mean(clean, NONE, 'train'):.1%} of the training digits and "
+            f"{mean(clean, NONE, 'test'):.1%} of the test images. Points less with each remedy: {listed}.{short}",
+        )
+    )
     return found
 
 
 def _weights(results: Results, short: str) -> list[Claim]:
-    norms = {remedy: mean(results, remedy, "norm") for remedy in results.runs}
-    sparse = {remedy: mean(results, remedy, "sparse") for remedy in results.runs}
+    norms = {remedy: mean(results.runs, remedy, "norm") for remedy in results.runs}
+    sparse = {remedy: mean(results.runs, remedy, "sparse") for remedy in results.runs}
     most = max(sparse, key=sparse.__getitem__)
     return [
         Claim(
@@ -280,43 +325,49 @@ def _stopping(results: Results, short: str) -> Claim:
         "When a net overfits, its dev cost first falls and then rises.",
         all(turned) and rise > 1.01 if results.judged else None,
         f"Without a remedy it is least after {at:.0f} steps on average and ends {rise:.2f} times as high; early "
-        f"stopping kept the weights of step {mean(results, STOP, 'stopped'):.0f}.{short}",
+        f"stopping kept the weights of step {mean(results.runs, STOP, 'stopped'):.0f}.{short}",
     )
 
 
 def tables(results: Results) -> list[Table]:
-    """One row a remedy."""
+    """One row a remedy, for right labels and for wrong ones."""
     seeds = len(results.runs[NONE])
-    table = Table(
-        "A net of 64-100-50-10 on few digits",
-        ("remedy", "strength", "train error", "dev error", "test error", "Σ‖W‖²", "small weights"),
-        f"Means over {seeds} split{'s' * (seeds > 1)}; the strength (λ, amount of distortion, patience, keep_prob) is "
-        "the "
-        "best on dev images. Small: below a hundredth of their layer's largest.",
-    )
-    for remedy in results.runs:
-        errors = [f"{mean(results, remedy, name):.1%}" for name in ("train", "dev", "test")]
-        strength = "" if remedy == NONE else f"{results.strengths[remedy]:g}"
-        norm, sparse = f"{mean(results, remedy, 'norm'):.0f}", f"{mean(results, remedy, 'sparse'):.1%}"
-        table.rows.append((remedy, strength, *errors, norm, sparse))
-    return [table]
+    found = []
+    for name, title, runs in (
+        ("wrong", f"A net of 64-100-50-10 on few digits, {results.wrong:.0%} of the labels wrong", results.runs),
+        ("right", "The same with right labels", results.clean),
+    ):
+        table = Table(
+            title,
+            ("remedy", "strength", "train error", "dev error", "test error", "Σ‖W‖²", "small weights"),
+            f"Means over {seeds} split{'s' * (seeds > 1)}; the strength (λ, amount of distortion, patience, keep_prob) "
+            "is the best on dev images. Small: below a hundredth of their layer's largest.",
+        )
+        for remedy in runs:
+            errors = [f"{mean(runs, remedy, key):.1%}" for key in ("train", "dev", "test")]
+            strength = "" if remedy == NONE else f"{results.strengths[name, remedy]:g}"
+            norm, sparse = f"{mean(runs, remedy, 'norm'):.0f}", f"{mean(runs, remedy, 'sparse'):.1%}"
+            table.rows.append((remedy, strength, *errors, norm, sparse))
+        found.append(table)
+    return found
 
 
 def errors_figure(results: Results) -> Figure:
     """Train, dev and test error for every remedy; every split is a dot."""
-    figure = blank_figure(1, 1, panel=(8, 4))
-    (axis,) = figure.axes
-    for k, (name, color) in enumerate((("train", "tab:blue"), ("dev", "tab:orange"), ("test", "tab:red"))):
-        for place, (remedy, runs) in enumerate(results.runs.items()):
-            at = place + 0.25 * (k - 1)
-            label = f"{name} error" if place == 0 else None
-            axis.bar(at, 100 * mean(results, remedy, name), 0.22, color=color, label=label)
-            axis.plot([at] * len(runs), [100 * getattr(run, name) for run in runs], ".", color="black", ms=4)
-    axis.set_xticks(range(len(results.runs)), list(results.runs))
-    axis.set_ylim(0, axis.get_ylim()[1] * 1.15)
-    axis.set(ylabel="wrong (%)")
-    axis.set_title("Errors with each remedy, dots: single splits", loc="left", fontsize=11)
-    axis.legend(ncols=3, loc="upper right")
+    figure = blank_figure(2, 1, panel=(8, 3))
+    titles = (f"{results.wrong:.0%} of the training labels wrong", "right labels")
+    for axis, runs_of, title in zip(figure.axes, (results.runs, results.clean), titles, strict=True):
+        for k, (name, color) in enumerate((("train", "tab:blue"), ("dev", "tab:orange"), ("test", "tab:red"))):
+            for place, (remedy, runs) in enumerate(runs_of.items()):
+                at = place + 0.25 * (k - 1)
+                label = f"{name} error" if place == 0 else None
+                axis.bar(at, 100 * mean(runs_of, remedy, name), 0.22, color=color, label=label)
+                axis.plot([at] * len(runs), [100 * getattr(run, name) for run in runs], ".", color="black", ms=4)
+        axis.set_xticks(range(len(runs_of)), list(runs_of))
+        axis.set_ylim(0, axis.get_ylim()[1] * 1.25)
+        axis.set(ylabel="wrong (%)")
+        axis.set_title(f"Errors with each remedy, {title} (dots: single splits)", loc="left", fontsize=11)
+    figure.axes[0].legend(ncols=3, loc="upper right")
     return figure
 
 
@@ -328,7 +379,7 @@ def cost_figure(results: Results) -> Figure:
         costs = runs[0].dev_costs
         left.plot([EVERY * (k + 1) for k in range(len(costs))], costs, label=remedy)
     left.set(xlabel="step", ylabel="cross-entropy on dev images", xscale="log", yscale="log")
-    left.set_title("Dev cost, first split", loc="left", fontsize=11)
+    left.set_title("Dev cost, some labels wrong, first split", loc="left", fontsize=11)
     left.legend(fontsize=8, loc="upper right")
     steps = range(1, len(results.with_penalty) + 1)
     right.loglog(steps, results.with_penalty, label="J with the L2 term")
@@ -358,15 +409,17 @@ def write_logs(results: Results, logs: VariantLogs) -> None:
     """Dev costs, J, and the pictures."""
     for remedy, runs in results.runs.items():
         for k, cost in enumerate(runs[0].dev_costs):
-            logs[remedy.replace(" ", "_")].add_scalar("1 Training on few digits/dev cost", cost, EVERY * (k + 1))
+            logs[remedy.replace(" ", "_")].add_scalar(
+                "1 Training on few digits, some labels wrong/dev cost", cost, EVERY * (k + 1)
+            )
     for variant, costs in (("J_with_penalty", results.with_penalty), ("J_without_penalty", results.without_penalty)):
         for step in range(0, len(costs), 5):
             logs[variant].add_scalar("2 Gradient descent on J with the L2 term/J", costs[step], step)
     overview, folder, group = logs["overview"], logs.folder, "3 Pictures"
     save_figure(
         overview, f"{group}/Errors with each remedy", errors_figure(results), folder / "errors.png",
-        "Errors of the same net with no remedy and with each at its best strength. The gap between training and test "
-        "error is the variance that the remedies are meant to reduce.",
+        "Errors of the same net with no remedy and with each at its best strength. Above, some of the labels it is "
+        "trained on are wrong, and fitting them does harm; below, all are right.",
     )  # fmt: skip
     save_figure(
         overview, f"{group}/Costs while training", cost_figure(results), folder / "costs.png",
@@ -383,7 +436,7 @@ def main(config: RegularizationConfig, console: Console | None = None) -> Result
     """Run the experiment, write its logs, print its tables and their reading."""
     console = terminal(console)
     with one_thread(), VariantLogs(config.log_dir / NAME) as logs:
-        with progress(console, len(STRENGTHS) + 1) as tick:
+        with progress(console, 2 * len(STRENGTHS) + 1) as tick:
             results = measure(config, tick)
         results.reading = claims(results)
         write_logs(results, logs)

@@ -64,7 +64,7 @@ def test_recipe_turns_to_bias_first_and_stops_when_both_are_low(monkeypatch: pyt
         *(name for name, _ in AGAINST_BIAS[:2]),
         *(name for name, _ in AGAINST_VARIANCE[:2]),
     ]
-    assert steps[-1].setup == replace(Setup(), units=30, momentum=0.9, samples=1000, steps=600)
+    assert steps[-1].setup == replace(Setup(), units=30, momentum=0.9, samples=1000, steps=1200)
 
 
 def test_rank_correlation() -> None:

@@ -24,6 +24,7 @@ from experiments.regularization import (
     main,
     more_images,
     small_share,
+    spoil,
     train,
 )
 from tests.experiments._artifacts import check_artifacts, events, outcome, run_small
@@ -79,7 +80,7 @@ def test_results_of_a_run(run) -> None:
     assert list(results.runs) == list(STRENGTHS)
     assert all(claim.held is None for claim in results.reading)
     check_artifacts(folder, results, ["errors.png", "costs.png", "augmented.png"])
-    curve = events(folder / "none").Scalars("1 Training on few digits/dev cost")
+    curve = events(folder / "none").Scalars("1 Training on few digits, some labels wrong/dev cost")
     assert [e.value for e in curve] == pytest.approx(results.runs[NONE][0].dev_costs, rel=1e-6)
     assert SIZES == (64, 100, 50, 10)
 
@@ -93,7 +94,8 @@ def good() -> Results:
     runs = {NONE: PLAIN, **runs, L2: replace(BETTER, norm=100.0), STOP: replace(BETTER, norm=200.0)}
     runs[L1] = replace(BETTER, sparse=0.5)
     return Results(
-        {name: 1.0 for name in runs},
+        {(labels, name): 1.0 for name in runs for labels in ("right", "wrong")},
+        {name: [run, run, run] for name, run in runs.items()},
         {name: [run, run, run] for name, run in runs.items()},
         with_penalty=[3.0, 2.0, 1.5],
         without_penalty=[1.0, 0.5, 0.6],
@@ -102,7 +104,7 @@ def good() -> Results:
 
 def test_every_claim_holds_on_good_results() -> None:
     assert [claim.text for claim in claims(good()) if not claim.held] == []
-    assert gain(good(), L2) == pytest.approx((0.04, 0), abs=1e-12)
+    assert gain(good().runs, L2) == pytest.approx((0.04, 0), abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -124,6 +126,24 @@ def test_each_claim_can_fail(words: str, remedy: str, change: dict) -> None:
     results = good()
     results.runs[remedy] = [replace(run, **change) for run in results.runs[remedy]]
     assert outcome(claims(results), words) is False
+
+
+def test_the_claim_about_right_labels_needs_every_remedy() -> None:
+    results = good()
+    results.clean[STOP] = [PLAIN] * 3
+    (claim,) = [claim for claim in claims(results) if "right labels" in claim.text]
+    assert claim.held is False
+    assert "early stopping 0.0 ± 0.0" in claim.evidence
+
+
+def test_wrong_labels_are_a_share_of_the_training_set_alone() -> None:
+    sets = few_digits(RegularizationConfig(few=150), seed=0)
+    spoilt = spoil(sets, 0.2, seed=0)
+    assert int((spoilt.y_train != sets.y_train).sum()) == round(0.2 * len(sets.y_train))
+    assert torch.equal(spoilt.y_dev, sets.y_dev)
+    assert torch.equal(spoil(sets, 0.2, seed=0).y_train, spoilt.y_train)
+    with pytest.raises(ValueError, match=r"wrong must be a share of the labels, in \[0, 1\), got 1.5"):
+        RegularizationConfig(wrong=1.5)
 
 
 def test_a_gain_within_chance_has_not_held() -> None:
