@@ -228,6 +228,12 @@ def test_predict_averages_dropout_passes():
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize(("rows", "targets"), [(0, 0), (3, 1)])
+def test_evaluating_nothing_or_unequal_numbers_is_refused(rows, targets):
+    with pytest.raises(ValueError, match=rf"as many targets as inputs, got x \({rows}, 4\) and y \({targets}, 1\)"):
+        evaluate(_model(), torch.zeros(rows, 4).double(), torch.zeros(targets, 1).double(), loss=F.mse_loss)
+
+
 NAN = torch.full((2, 1), torch.nan)
 ONE = torch.zeros(2, 1)
 

@@ -48,9 +48,20 @@ def evaluate(
     Returns:
         ``{"loss": ..., **metrics}``.
 
+    Raises:
+        TypeError: x or y is not a tensor.
+        ValueError: no samples, or not as many targets as inputs.
+
     >>> evaluate(nn.Identity(), torch.ones(4, 1), torch.zeros(4, 1), loss=nn.functional.mse_loss)
     {'loss': 1.0}
     """
+    check_tensor(x, "x")
+    check_tensor(y, "y")
+    if x.dim() == 0 or y.dim() == 0 or len(x) != len(y) or len(x) == 0:
+        raise ValueError(
+            f"the set must hold samples, as many targets as inputs, got x {tuple(x.shape)} and y {tuple(y.shape)}; "
+            "check the split."
+        )
     functions = {"loss": loss, **(metrics or {})}
     totals = dict.fromkeys(functions, 0.0)
     device = next((p.device for p in model.parameters()), x.device)
