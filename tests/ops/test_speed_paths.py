@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import gradgradcheck
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchnotes import ops
 from torchnotes.ops import _function
@@ -103,6 +105,43 @@ def test_sigmoid_keeps_the_digits_of_its_slope_near_one():
     (slope,) = torch.autograd.grad(ops.sigmoid(x).sum(), x)
     exact = (1 - y.double()) * y.double()
     assert ((slope.double() - exact).abs() <= 4 * torch.finfo(torch.float32).eps * exact).all()
+
+
+class Counted(TorchDispatchMode):
+    """The names of the ATen calls made inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("op", "calls"),
+    [
+        (ops.relu, ["clamp_min", "sign", "mul"]),
+        (ops.leaky_relu, ["leaky_relu", "sign", "clamp_min", "mul"]),
+        (ops.sigmoid, ["sigmoid", "sub", "mul", "mul"]),
+        (ops.tanh, ["tanh", "mul", "addcmul"]),
+        (lambda x: ops.dropout(x, keep_prob=0.8), ["empty", "bernoulli", "mul", "mul", "mul", "mul"]),
+        (
+            lambda x: ops.cross_entropy(x.reshape(1, -1), LABELS[:1]),
+            ["_log_softmax", "nll_loss_forward", "_softmax", "scatter_add_", "addcmul"],
+        ),
+    ],
+    ids=["relu", "leaky_relu", "sigmoid", "tanh", "dropout", "cross_entropy"],
+)
+def test_one_element_takes_no_more_calls_than_its_arithmetic(op: Callable[[Tensor], Tensor], calls: list[str]):
+    # Where there is one element, the calls are the time: one more is a tenth of the pass.
+    x = torch.randn(1, requires_grad=True)
+    cotangent = torch.ones_like(op(x))
+    with Counted() as counted:
+        torch.autograd.grad(op(x), x, cotangent)
+    views = ("view", "_unsafe_view", "expand", "unsqueeze", "detach", "alias", "slice")
+    assert [name for name in counted.names if name not in views] == calls
 
 
 @pytest.mark.parametrize("size", [1, random_mask._FEW, random_mask._FEW + 1])
