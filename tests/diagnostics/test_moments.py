@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from torchnotes.diagnostics.moments import _on_device, flat_ends, from_row, measure, moments, resolve
+from torchnotes.diagnostics._moments import _on_device, flat_ends, from_row, measure, moments, resolve
 
 
 def on_device(tensor, ends=None):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchnotes.diagnostics import JsonLines, SignalMonitor, probe
 from torchnotes.init import initialize_
@@ -75,12 +76,24 @@ def test_the_numbers_are_the_probes():
         train(net, 1, monitor=monitor)
     (record,) = records
     for found, other in zip(record.layers, expected.layers, strict=True):
-        assert (found.label, found.activation, found.gradient) == (other.label, other.activation, other.gradient)
-        for part in ("weight", "weight_gradient", "bias"):  # of these a monitor takes the scale only
+        assert found.label == other.label
+        scale = ("count", "rms", "log10_rms", "mean", "std", "nonfinite")
+        shares = ("share_zero", "share_saturated") if found.role == "activation" else ()
+        for part, fields in (
+            ("activation", (*scale, *shares)),
+            ("gradient", scale),
+            ("weight", ("count", "rms", "log10_rms", "nonfinite")),
+            ("weight_gradient", ("count", "rms", "log10_rms", "nonfinite")),
+            ("bias", ("count", "rms", "log10_rms", "nonfinite")),
+        ):
             a, b = getattr(found, part), getattr(other, part)
-            assert (a is None) == (b is None)
-            if a is not None:
-                assert (a.count, a.rms, a.mean, a.nonfinite) == pytest.approx((b.count, b.rms, b.mean, b.nonfinite))
+            left_out = part == "gradient" and found.role in ("activation", "dropout")
+            assert (a is None) == (b is None or left_out)
+            for field in fields if a is not None else ():
+                # 192 values at most, in float32.
+                known = getattr(b, field)
+                close = known if known is None else pytest.approx(known, rel=1e-6, abs=1e-9)
+                assert getattr(a, field) == close, (part, field)
     assert record.loss == pytest.approx(expected.loss)
     assert (record.forward_growth, record.backward_growth) == (expected.forward_growth, expected.backward_growth)
 
@@ -168,7 +181,7 @@ def test_update_to_weight_ratio_of_sgd_is_known():
 
 
 def test_update_to_weight_ratio_of_a_large_weight_is_estimated():
-    """From 16 of 400 rows, evenly spread."""
+    """From 1,024 or so of 320,000 entries, evenly spread."""
     net, records = nn.Linear(800, 400, bias=False), []
     initialize_(net, generator=seeded())
     opt = torch.optim.SGD(net.parameters(), lr=0.05)
@@ -177,7 +190,9 @@ def test_update_to_weight_ratio_of_a_large_weight_is_estimated():
         net(torch.ones(1, 800)).sum()
         opt.step()
     expected = 0.05 / math.sqrt(1 / 800)
-    assert records[0].update_ratio["weight"] == pytest.approx(expected, rel=0.03)  # 12,800 entries: ±0.9 %
+    assert records[0].update_ratio["weight"] == pytest.approx(
+        expected, rel=0.1
+    )  # a thousand entries: ±2 %, and as much for w
 
 
 def test_gradient_accumulation_measures_the_last_pass_and_the_whole_gradient():
@@ -202,7 +217,7 @@ def test_evaluation_passes_are_not_measured():
                 net(torch.full((1, 12), 1e6))
             net.train()
             opt.step()
-    assert all(record.layers[0].activation.max_abs < 100 for record in records)
+    assert all(record.layers[0].activation.rms < 100 for record in records)
     assert all(record.layers[0].gradient is not None for record in records)
 
 
@@ -237,12 +252,22 @@ def test_other_optimizers_do_not_count():
 
 def test_nothing_is_done_on_other_steps(monkeypatch):
     """Nothing is measured between logged steps: the measurements are counted."""
-    from torchnotes.diagnostics import capture
+    from torchnotes.diagnostics.measuring import Lean
 
     measured = []
-    for name in ("measure", "measure_scale"):
-        real = getattr(capture, name)
-        monkeypatch.setattr(capture, name, lambda *a, real=real: measured.append(1) or real(*a))
+
+    def counted(name, count):
+        real = getattr(Lean, name)
+
+        def method(self, *args, **kwargs):
+            measured.extend(count(args[0]))
+            return real(self, *args, **kwargs)
+
+        monkeypatch.setattr(Lean, name, method)
+
+    counted("output", lambda tensor: [1])
+    counted("gradient", lambda tensor: [1])
+    counted("parameters", lambda tensors: [1] * len(tensors))
     net = make()
     counts = []
     with SignalMonitor(net, None, every=5) as monitor:
@@ -255,8 +280,114 @@ def test_nothing_is_done_on_other_steps(monkeypatch):
             counts.append(len(measured))
             hooked = sum(len(m._forward_hooks) for m in net.modules())
             assert hooked == (9 if monitor.steps % 5 == 0 else 0)
-    # 8 modules (the dropout included): 8 activations, 8 gradients, and 4 layers with weight, its gradient and bias.
-    assert counts == [28, 0, 0, 0, 0, 28]
+    # 8 modules (the dropout included), 4 layers with a gradient, and each with weight, its gradient and bias.
+    assert counts == [24, 0, 0, 0, 0, 24]
+    assert not monitor.aside
+
+
+class Copies(TorchDispatchMode):
+    """Counts what brings numbers to the host: every one of these makes it wait for a device."""
+
+    def __init__(self):
+        super().__init__()
+        self.waits = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+            self.waits.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def as_on_a_device(monkeypatch):
+    """The way of tensors on other devices, which is plain torch and runs on the CPU too."""
+    from torchnotes.diagnostics import measuring, units
+
+    monkeypatch.setattr(measuring, "is_ordinary", lambda tensor: False)
+    monkeypatch.setattr(
+        measuring.Lean, "_scale_of", lambda self, x: self._on_device(measuring.plain(x), None, zeros=False)
+    )
+    monkeypatch.setattr(
+        measuring.Lean,
+        "output",
+        lambda self, x, ends, *, activation: self._on_device(measuring.plain(x), ends, zeros=activation),
+    )
+    monkeypatch.setattr(
+        units,
+        "_idle",
+        lambda x, axis, low, high: (
+            units._is_idle(x.movedim(axis, -1).reshape(-1, x.shape[axis]), low, high).all(dim=0).to(torch.int32)
+        ),
+    )
+
+
+def test_on_a_device_nothing_waits_and_one_copy_brings_all(monkeypatch, tmp_path):
+    """No number leaves the device during the step; then all of them at once, the loss and histograms too."""
+    from torchnotes.diagnostics.measuring import Shipment
+
+    as_on_a_device(monkeypatch)
+    shipped = []
+    real = Shipment.ship
+    monkeypatch.setattr(Shipment, "ship", lambda self: shipped.append(len(self._parts)) or real(self))
+    net = make()
+    opt = torch.optim.SGD(net.parameters(), lr=0.1)
+    (x, y), *_ = batches(1)
+    with SignalMonitor(net, tmp_path, every=1) as monitor:
+        with Copies() as copies:
+            loss = F.cross_entropy(net(x), y)
+            loss.backward()
+            opt.step()
+            monitor.step(loss)
+        assert copies.waits == []
+        assert shipped == [1]
+        assert monitor.report is not None
+    assert not monitor.aside
+
+
+def test_the_numbers_of_a_device_are_those_of_the_host(monkeypatch):
+    found = []
+    for device in (False, True):
+        if device:
+            as_on_a_device(monkeypatch)
+        net, records = make(activation=nn.Tanh), []
+        with SignalMonitor(net, None, every=1, sinks=[records.append]) as monitor:
+            train(net, 3, monitor=monitor)
+        found.append(records)
+    for host, device in zip(*found, strict=True):
+        assert device.loss == pytest.approx(host.loss)
+        assert device.update_ratio == pytest.approx(host.update_ratio)
+        assert device.dead == host.dead
+        assert device.saturated == host.saturated
+        for a, b in zip(host.layers, device.layers, strict=True):
+            for part in ("activation", "gradient", "weight", "weight_gradient", "bias"):
+                one, other = getattr(a, part), getattr(b, part)
+                assert (one is None) == (other is None)
+                if one is not None:
+                    assert (other.rms, other.nonfinite) == pytest.approx((one.rms, one.nonfinite), rel=1e-5)
+            assert b.activation.mean == pytest.approx(a.activation.mean, abs=1e-6)
+            assert b.activation.share_saturated == pytest.approx(a.activation.share_saturated)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_no_synchronisation_on_cuda(tmp_path):
+    """PyTorch itself raises at whatever makes the host wait, from the forward pass to the hand-over of the loss."""
+    net = make(depth=6, width=64).cuda()
+    opt = torch.optim.SGD(net.parameters(), lr=0.1)
+    x = torch.randn(32, 64, device="cuda")
+    y = torch.randint(0, 4, (32,), device="cuda")
+    with SignalMonitor(net, tmp_path, every=1) as monitor:
+        for step in range(3):
+            torch.cuda.synchronize()
+            if step:
+                monitor._safely(monitor._deliver)  # read one step later: that wait is over by then
+                torch.cuda.set_sync_debug_mode("error")
+            try:
+                loss = F.cross_entropy(net(x), y)
+                loss.backward()
+                opt.step()
+                monitor.step(loss)
+                opt.zero_grad()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
     assert not monitor.aside
 
 
@@ -449,17 +580,18 @@ class TestNeverBreaksTraining:
 
     @pytest.mark.parametrize("where", ["measure", "gradient"])
     def test_a_fault_inside_a_hook(self, monkeypatch, where):
-        from torchnotes.diagnostics import capture
+        from torchnotes.diagnostics.measuring import Lean
 
-        real, calls = capture.measure, []
+        name, calls = "output" if where == "measure" else "gradient", []
+        real = getattr(Lean, name)
 
-        def faulty(*args):
+        def faulty(self, *args, **kwargs):
             calls.append(1)
-            if len(calls) == (3 if where == "measure" else 12):
+            if len(calls) == 3:
                 raise MemoryError("planted")
-            return real(*args)
+            return real(self, *args, **kwargs)
 
-        monkeypatch.setattr(capture, "measure", faulty)
+        monkeypatch.setattr(Lean, name, faulty)
         net, plain = make(), make()
         with pytest.warns(RuntimeWarning, match="MemoryError: planted"):
             losses = watched(net, SignalMonitor(net, None, every=1))
@@ -534,8 +666,8 @@ def test_gradients_are_reported_unscaled():
                 scaler.update()
     for plain, scaled in zip(records[None], records[1024.0], strict=True):
         for a, b in zip(plain.layers, scaled.layers, strict=True):
-            assert b.gradient.rms == pytest.approx(a.gradient.rms, rel=1e-6)
             if a.weight_gradient:
+                assert b.gradient.rms == pytest.approx(a.gradient.rms, rel=1e-6)
                 assert b.weight_gradient.rms == pytest.approx(a.weight_gradient.rms, rel=1e-5)
 
 
@@ -550,7 +682,8 @@ def test_a_step_skipped_by_the_scaler_is_measured_when_it_is_made():
             scaler.step(opt)
             scaler.update()
     assert [record.step for record in records] == [0, 1]
-    assert all(layer.gradient.nonfinite == 0 for record in records for layer in record.layers)
+    gradients = [layer.gradient for record in records for layer in record.layers if layer.role == "weight"]
+    assert [gradient.nonfinite for gradient in gradients] == [0] * 8
 
 
 def test_json_lines_and_rows(tmp_path):

@@ -1,10 +1,10 @@
 """Why a deep net will not train: the scale of every layer's activations and gradients, a verdict and a cure."""
 
+from torchnotes.diagnostics._moments import moments as moments
 from torchnotes.diagnostics.alerts import Alert as Alert
 from torchnotes.diagnostics.growth import growth_per_layer as growth_per_layer
 from torchnotes.diagnostics.history import JsonLines as JsonLines
 from torchnotes.diagnostics.history import StepRecord as StepRecord
-from torchnotes.diagnostics.moments import moments as moments
 from torchnotes.diagnostics.monitor import SignalMonitor as SignalMonitor
 from torchnotes.diagnostics.prescription import Prescription as Prescription
 from torchnotes.diagnostics.prescription import apply_prescription as apply_prescription

@@ -7,9 +7,10 @@ hooks would refuse in-place activations; a tensor's hook belongs to the value be
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from torchnotes.diagnostics.moments import Ends, Pending, flat_ends, measure, measure_scale, resolve
+from torchnotes.diagnostics._moments import Ends, Pending, flat_ends
+from torchnotes.diagnostics.measuring import Exact, Measurer, Slot
 from torchnotes.diagnostics.records import Direction, LayerSignal, Moments, Role
 from torchnotes.init.following import activation_name
 from torchnotes.init.network import fans, is_layer
@@ -26,26 +28,44 @@ Observer = Callable[["Call", Tensor, Direction], None]
 """Told of each output, and of each gradient, as it is recorded: for statistics per unit."""
 
 
-@dataclass
-class Call:
-    """One call of one module, while it is being measured."""
+@dataclass(slots=True)
+class Site:
+    """A module, with what is needed of it at each of its calls."""
 
     name: str
     module: nn.Module
+    role: Role
+    ends: Ends | None
+    calls: int = 0
+    fans: tuple[torch.Size, tuple[int, int]] | None = None
+
+    def fans_of(self, weight: Tensor) -> tuple[int | None, int | None]:
+        """(n_in, n_out) of its weight, worked out anew where the weight's shape has changed."""
+        if weight.dim() < 2:
+            return None, None
+        if self.fans is None or self.fans[0] != weight.shape:
+            self.fans = weight.shape, fans(self.module, weight)
+        return self.fans[1]
+
+
+@dataclass(slots=True)
+class Call:
+    """One call of one module, while it is being measured."""
+
+    site: Site
     call: int
     depth: int
-    role: Role
-    shape: tuple[int, ...]
+    shape: torch.Size
     dtype: torch.dtype
     channel_axis: int
-    activation: Pending
-    gradient: Pending | None = None
+    activation: Pending | Slot
+    gradient: Pending | Slot | None = None
     hooked: bool = False
 
     @property
     def label(self) -> str:
         """As in :class:`LayerSignal`."""
-        name = self.name or "(model)"
+        name = self.site.name or "(model)"
         return f"{name}#{self.call}" if self.call else name
 
 
@@ -89,17 +109,28 @@ def weight_of(module: nn.Module) -> Tensor | None:
     return None
 
 
+# Beside training the gradient is taken at the layers, not at the functions between them.
+_PASSED_OVER = frozenset(["activation", "dropout"])
+
+_Weights = tuple[tuple[int | None, ...], tuple[int | None, int | None]]
+_NO_WEIGHT: _Weights = ((None, None, None), (None, None))
+
+
 @dataclass
 class Collected:
     """One pass, measured but not yet on the host.
 
     Attributes:
         calls: the calls, in the order of execution.
-        pending: five measurements for each: activation, gradient, weight, its gradient, bias.
+        parameters: what was measured of weights, biases and gradients of weights.
+        weights: for each call the places in ``parameters`` of weight, its gradient and bias, and (n_in, n_out).
+        measurer: what measured it.
     """
 
     calls: list[Call]
-    pending: list[Pending | None]
+    parameters: Sequence[Pending | Slot]
+    weights: list[_Weights]
+    measurer: Measurer
 
     def records(self, *, scale: float = 1.0, weight_scale: float = 1.0) -> list[LayerSignal]:
         """Bring the numbers to the host, with one copy from each device, and make records of them.
@@ -108,32 +139,34 @@ class Collected:
             scale: a loss scale, by which the gradients of activations are divided.
             weight_scale: the same for the gradients of weights, which may have been unscaled already.
         """
-        present = iter(resolve([item for item in self.pending if item is not None]))
-        done = [None if item is None else next(present) for item in self.pending]
+        outputs = self.measurer.resolve([call.activation for call in self.calls])
+        with_gradient = [call.gradient for call in self.calls if call.gradient is not None]
+        gradients = iter(self.measurer.resolve(with_gradient))
+        parameters = self.measurer.resolve(self.parameters)
         records = []
-        for order, call in enumerate(self.calls):
-            activation, gradient, weight, weight_gradient, bias = done[5 * order : 5 * order + 5]
-            tensor = weight_of(call.module)
-            fan_in, fan_out = fans(call.module, tensor) if tensor is not None and tensor.dim() >= 2 else (None, None)
-            assert activation is not None
+        for order, (call, (places, (fan_in, fan_out)), output) in enumerate(
+            zip(self.calls, self.weights, outputs, strict=True)
+        ):
+            weight, weight_gradient, bias = (None if place is None else parameters[place] for place in places)
+            gradient = next(gradients) if call.gradient is not None else None
             records.append(
                 LayerSignal(
-                    name=call.name,
-                    kind=type(call.module).__name__,
+                    name=call.site.name,
+                    kind=type(call.site.module).__name__,
                     call=call.call,
                     order=order,
                     depth=call.depth,
-                    role=call.role,
-                    shape=call.shape,
+                    role=call.site.role,
+                    shape=tuple(call.shape),
                     dtype=str(call.dtype).removeprefix("torch."),
-                    activation=activation,
+                    activation=output,
                     gradient=rescale(gradient, 1 / scale),
                     weight=weight,
                     weight_gradient=rescale(weight_gradient, 1 / weight_scale),
                     bias=bias,
                     fan_in=fan_in,
                     fan_out=fan_out,
-                    module=call.module,
+                    module=call.site.module,
                 )
             )
         return records
@@ -150,10 +183,15 @@ class Capture:
 
     Args:
         model: any module; parts that are themselves compiled or scripted are measured from outside.
-        observe: told of each output and gradient as it is recorded.
+        observe: told of each output and gradient of the modules whose role is in ``observed``, as it is recorded.
         on_error: given what was raised inside a hook; None lets it rise into the user's forward or backward.
         training_only: for use beside training: stop recording when the model has returned, ignore what runs while
-            gradients are disabled, and of weights measure the scale only.
+            gradients are disabled, and pass over the gradients at activations and dropouts.
+
+    Attributes:
+        measurer: how the tensors of the pass are measured; exactly, unless it is set before ``begin``.
+        observed: the roles of which ``observe`` is told.
+        busy: whether a hook of this capture is running.
     """
 
     def __init__(
@@ -170,11 +208,13 @@ class Capture:
         self._observe = observe
         self._on_error = on_error
         self._training_only = training_only
+        self.measurer: Measurer = Exact()
+        self.observed: Container[Role] = ()
+        self.busy = False
         self._handles: list[Any] = []
-        self._known: dict[nn.Module, tuple[str, Role, Ends | None]] = {}
+        self._sites: dict[nn.Module, Site] = {}
         self._depth = 0
         self._channel_axis = -1
-        self._counts: dict[int, int] = {}
         self._recorded: dict[int, tuple[weakref.ref[Tensor], int]] = {}
 
     def __enter__(self) -> Capture:
@@ -189,9 +229,10 @@ class Capture:
         if self._handles:
             return
         for name, module in self.model.named_modules():
-            if module not in self._known:
-                self._known[module] = (name, role_of(module), flat_ends(module))
-            self._handles.append(module.register_forward_hook(self._after_forward))
+            if module not in self._sites:
+                self._sites[module] = Site(name, module, role_of(module), flat_ends(module))
+            hook = functools.partial(self._after_forward, self._sites[module])
+            self._handles.append(module.register_forward_hook(hook))
 
     def detach(self) -> None:
         """Take every hook off."""
@@ -204,7 +245,8 @@ class Capture:
         """Forget the last pass and record from here on."""
         self.calls = []
         self._depth, self._channel_axis = 0, -1
-        self._counts.clear()
+        for site in self._sites.values():
+            site.calls = 0
         self._recorded.clear()
         self.recording = True
 
@@ -216,102 +258,103 @@ class Capture:
         """
         self.recording = False
         self._recorded.clear()
-        pending: list[Pending | None] = []
-        measured: dict[int, Pending] = {}
+        places: dict[int, int] = {}  # by id; the tensors live while this runs
+        different: list[Tensor] = []
 
-        take = measure_scale if self._training_only else measure
-
-        def once(tensor: Tensor | None) -> Pending | None:
+        def place(tensor: Tensor | None) -> int | None:
             if tensor is None:
                 return None
-            if id(tensor) not in measured:
-                measured[id(tensor)] = take(tensor)
-            return measured[id(tensor)]
+            if id(tensor) not in places:
+                places[id(tensor)] = len(different)
+                different.append(tensor)
+            return places[id(tensor)]
 
+        weights: list[_Weights] = []
         for call in self.calls:
-            weight, bias = weight_of(call.module), call.module._parameters.get("bias")
-            gradient = None
+            module = call.site.module
+            if not module._parameters and "parametrizations" not in module._modules:
+                weights.append(_NO_WEIGHT)
+                continue
+            weight, gradient = weight_of(module), None
             if weight is not None:
-                gradient = weight.grad if weight.is_leaf else None
-                gradient = gradients.get(id(weight)) if gradients is not None else gradient
-            pending += [call.activation, call.gradient, once(weight), once(gradient), once(bias)]
-        return Collected(self.calls, pending)
+                gradient = (
+                    gradients.get(id(weight)) if gradients is not None else weight.grad if weight.is_leaf else None
+                )
+            own = (place(weight), place(gradient), place(module._parameters.get("bias")))
+            weights.append((own, (None, None) if weight is None else call.site.fans_of(weight)))
+        return Collected(self.calls, self.measurer.parameters(different), weights, self.measurer)
 
-    def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _after_forward(self, site: Site, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if torch.compiler.is_compiling() or not self.recording:
             return
         if self._training_only and not torch.is_grad_enabled():
             return
-        self._safely(self._take, module, output)
+        self._safely(self._take, site, output)
         if self._training_only and module is self.model and not _inside_backward():
             self.recording = False  # the pass is over; what runs before the next one is not part of it
 
     def _safely(self, action: Callable[..., None], *args: Any) -> None:
-        if self._on_error is None:
-            action(*args)
-            return
+        self.busy = True
         try:
             action(*args)
         except Exception as error:
+            if self._on_error is None:
+                raise
             self._on_error(error)
+        finally:
+            self.busy = False
 
-    def _take(self, module: nn.Module, output: Any) -> None:
+    def _take(self, site: Site, output: Any) -> None:
         # A number is no signal: where a model returns its loss beside its scores, the scores are meant.
-        tensor = next((item for item in tensors_in(output) if item.dtype.is_floating_point and item.dim()), None)
-        if tensor is None:
-            return
+        if type(output) is Tensor and output.dtype is torch.float32 and output.dim():
+            tensor = output
+        else:
+            found = next((item for item in tensors_in(output) if item.dtype.is_floating_point and item.dim()), None)
+            if found is None:
+                return
+            tensor = found
         if _inside_backward():
-            self._hook_recomputed(module, tensor)
+            self._hook_recomputed(site, tensor)
             return
         version = 0 if tensor.is_inference() else tensor._version
         seen = self._recorded.get(id(tensor))
-        name, role, ends = self._known[module]
-        if seen is not None and seen[0]() is tensor and seen[1] == version and role != "weight":
+        if seen is not None and seen[0]() is tensor and seen[1] == version and site.role != "weight":
             return
         self._recorded[id(tensor)] = (weakref.ref(tensor), version)
-        self._record(module, tensor, name, role, ends)
+        self._record(site, tensor)
 
-    def _record(self, module: nn.Module, tensor: Tensor, name: str, role: Role, ends: Ends | None) -> None:
-        if role == "weight":
+    def _record(self, site: Site, tensor: Tensor) -> None:
+        if site.role == "weight":
             self._depth += 1
-            self._channel_axis = 1 if isinstance(module, nn.modules.conv._ConvNd) else -1
-        number = self._counts.get(id(module), 0)
-        self._counts[id(module)] = number + 1
-        call = Call(
-            name=name,
-            module=module,
-            call=number,
-            depth=self._depth,
-            role=role,
-            shape=tuple(tensor.shape),
-            dtype=tensor.dtype,
-            channel_axis=self._channel_axis,
-            activation=measure(tensor, ends),
-        )
+            self._channel_axis = 1 if isinstance(site.module, nn.modules.conv._ConvNd) else -1
+        number = site.calls
+        site.calls = number + 1
+        activation = self.measurer.output(tensor, site.ends, activation=site.role == "activation")
+        call = Call(site, number, self._depth, tensor.shape, tensor.dtype, self._channel_axis, activation)
         self.calls.append(call)
-        if self._observe is not None:
+        if self._observe is not None and site.role in self.observed:
             self._observe(call, tensor.detach(), "forward")
-        self._hook(call, tensor)
+        if tensor.requires_grad:
+            self._hook(call, tensor)
 
     def _hook(self, call: Call, tensor: Tensor) -> None:
-        if not tensor.requires_grad:
-            return
         call.hooked = True
+        if self._training_only and call.site.role in _PASSED_OVER:
+            return
+        tensor.register_hook(functools.partial(self._safely, self._read, call))
 
-        def read(gradient: Tensor) -> None:
-            call.gradient = measure(gradient)
-            if self._observe is not None:
-                self._observe(call, gradient, "backward")
+    def _read(self, call: Call, gradient: Tensor) -> None:
+        call.gradient = self.measurer.gradient(gradient)
+        if self._observe is not None and call.site.role in self.observed:
+            self._observe(call, gradient, "backward")
 
-        tensor.register_hook(lambda gradient: self._safely(read, gradient))
-
-    def _hook_recomputed(self, module: nn.Module, tensor: Tensor) -> None:
+    def _hook_recomputed(self, site: Site, tensor: Tensor) -> None:
         """Checkpointing with re-entry: the graph exists only now, so the gradient can only be hooked now.
 
         Segments are run again from the last to the first, so it is the last call not yet hooked.
         """
-        call = next((call for call in reversed(self.calls) if call.module is module and not call.hooked), None)
-        if call is not None:
+        call = next((call for call in reversed(self.calls) if call.site is site and not call.hooked), None)
+        if call is not None and tensor.requires_grad:
             self._hook(call, tensor)
 
 

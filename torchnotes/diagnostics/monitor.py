@@ -5,25 +5,27 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from torchnotes._checks import describe
 from torchnotes.diagnostics import distributed
+from torchnotes.diagnostics._moments import plain
 from torchnotes.diagnostics.alerts import Alert, Watch
-from torchnotes.diagnostics.capture import Call, Capture, Collected
-from torchnotes.diagnostics.growth import growth_per_layer
+from torchnotes.diagnostics.capture import Call, Capture
 from torchnotes.diagnostics.history import Sink, StepRecord
-from torchnotes.diagnostics.moments import plain
-from torchnotes.diagnostics.records import Direction, LayerSignal
+from torchnotes.diagnostics.measuring import Lean, Shipment
+from torchnotes.diagnostics.monitor_step import MeasuredStep, Sample, loss_scale, numbers
+from torchnotes.diagnostics.records import Direction
 from torchnotes.diagnostics.report import SignalReport, make_report
-from torchnotes.diagnostics.units import UnitTracker, WeightTracker, host
+from torchnotes.diagnostics.units import UnitTracker
+from torchnotes.diagnostics.weights import WeightTracker
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -109,16 +111,17 @@ class SignalMonitor:
 
             self._board = TensorBoardSink(log_dir, first_group=first_group, hparams=hparams)
         self._units = UnitTracker(window)
-        self._weights = WeightTracker()
+        self._weights = WeightTracker(self.model)
+        self._shipment = Shipment()
         self._capture = Capture(self.model, self._observe, on_error=self._step_aside, training_only=True)
         self._parameters = {id(parameter) for parameter in self.model.parameters()}
         self._leader: int | None = None  # the optimiser that counts the steps
-        self._pending: _Measured | None = None
+        self._pending: MeasuredStep | None = None
         self._loss: Tensor | float | None = None
         self._losses: list[tuple[int, Tensor | float]] = []  # of every step since the last record: is each finite?
         self._watch = Watch()
         self._spread = distributed.world_size() > 1 and spread
-        self._samples: list[_Sample] = []
+        self._samples: list[Sample] = []
         self._closed = False
         self._warned = False
         self._fresh = False  # whether a pass has been made since the last update
@@ -167,6 +170,7 @@ class SignalMonitor:
             self._note_loss(self.steps - 1, value)
             if self._pending is not None and self._pending.step == self.steps - 1:
                 self._pending.loss = value
+                self._safely(self._ship)
 
     def _note_loss(self, step: int, loss: Tensor | float | None) -> None:
         """Keep each step's loss until the next record; on another device nothing waits for it."""
@@ -176,17 +180,18 @@ class SignalMonitor:
                 self._safely(self._check_losses)
 
     def _check_losses(self) -> None:
-        steps, losses = [step for step, _ in self._losses], [loss for _, loss in self._losses]
-        self._losses.clear()
-        for step, value in zip(steps, _numbers(losses), strict=True):
+        values = numbers([loss for _, loss in self._losses])
+        for (step, _), value in zip(self._losses, values, strict=True):
             if not math.isfinite(value):
                 self._watch.bad_loss(step)
+        self._losses.clear()
 
     def close(self) -> None:
         """Take every hook off, write what is left and close the log."""
         if self._closed:
             return
         self._safely(self._deliver)
+        self._safely(self._check_losses)
         self._detach()
         self._closed = True
         if self._board is not None:
@@ -223,6 +228,8 @@ class SignalMonitor:
     def _before_pass(self, module: nn.Module, args: Any) -> None:
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return
+        if not self._fresh and self._pending is not None:
+            self._safely(self._ship)  # no loss was handed in since the update
         self._fresh = True
         if self._due:
             self._begin()
@@ -230,7 +237,14 @@ class SignalMonitor:
     def _begin(self) -> None:
         self._samples.clear()
         self._units.begin()
+        self._shipment = Shipment()
+        self._capture.measurer = Lean(self._shipment)
+        self._capture.observed = ("activation", "weight") if self._with_histograms else ("activation",)
         self._capture.begin()
+
+    @property
+    def _with_histograms(self) -> bool:
+        return self._histograms and self._board is not None and self._board.wants_histograms(self.steps // self.every)
 
     def _before_optimizer(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
         if self.aside or not self._leads(optimizer) or not self._due:
@@ -277,29 +291,43 @@ class SignalMonitor:
         self._deliver()
         if not self._due:
             return
-        scale = _loss_scale(self._scaler)
+        scale = loss_scale(self._scaler)
         # GradScaler unscales before the optimiser's step, except for fused optimisers: those are told the scale.
         left = scale if getattr(optimizer, "grad_scale", None) is not None else 1.0
         if not self._capture.calls:
             self._warn_nothing_ran()
             return
-        self._pending = _Measured(
+        self._pending = MeasuredStep(
             step=self.steps,
             collected=self._capture.collect(),
+            shipment=self._shipment,
             scale=scale,
             weight_scale=left,
             learning_rate=None if optimizer is None else float(optimizer.param_groups[0]["lr"]),
             samples=list(self._samples),
-            idle=self._units.commit(),
+            idle=self._units.commit(self._shipment),
             loss=self._loss,
         )
         self._loss = None
-        self._weights.before_update(self.model, left)
+        self._weights.before_update(left)
 
     def _finish_update(self) -> None:
-        if self._pending is not None and not self._pending.updated:
-            self._weights.after_update(self.model)
-            self._pending.updated = True
+        pending = self._pending
+        if pending is None or pending.weights is not None:
+            return
+        pending.weights = self._weights.after_update(pending.shipment)
+        if pending.loss is not None:
+            self._ship()
+
+    def _ship(self) -> None:
+        """Send the numbers on their way to the host, with the losses since the last measured step."""
+        pending = self._pending
+        if pending is None or pending.shipment.shipped:
+            return
+        self._finish_update()  # where steps are counted by hand, exactly one update has been made since
+        if not pending.shipment.shipped:
+            pending.losses, self._losses = self._losses, []
+            pending.ship()
 
     def _pool(self) -> None:
         """Bring this step's records together from all ranks: at the same point of the same step on each of them."""
@@ -337,43 +365,32 @@ class SignalMonitor:
         pending = self._pending
         if pending is None:
             return
-        self._finish_update()  # where steps are counted by hand, exactly one update has been made since
+        self._ship()
         self._pending = None
-        layers = tuple(pending.layers or pending.records())
-        self._check_losses()
-        dead, saturated = (host(shares) for shares in pending.idle)
-        self.last = StepRecord(
-            step=pending.step,
-            layers=layers,
-            forward_growth=growth_per_layer(layers, "forward"),
-            backward_growth=growth_per_layer(layers, "backward"),
-            loss=None if pending.loss is None else _numbers([pending.loss])[0],
-            learning_rate=pending.learning_rate,
-            update_ratio=self._weights.ratios(),
-            dead=dead,
-            saturated=saturated,
-            gradient_noise=self._weights.noise(),
-        )
+        self.last = pending.record()
+        for step in pending.bad_losses():
+            self._watch.bad_loss(step)
         self._watch.look(self.last)
         if self._board is not None:
             self._board(self.last)
-            for part, name, values in pending.samples:
-                self._board.histogram(pending.step, part, name, values)
+            for sample in pending.samples:
+                values = np.asarray(pending.shipment.read(sample.place, sample.count))
+                if np.isfinite(values).any():
+                    self._board.histogram(pending.step, sample.part, sample.name, values[np.isfinite(values)])
         for sink in self._sinks:
             sink(self.last)
 
     def _observe(self, call: Call, tensor: Tensor, direction: Direction) -> None:
-        if direction == "forward":
-            self._units.observe(call, tensor)
-        if self._board is None or not self._histograms or call.role != "weight":
+        if call.site.role == "activation":
+            if direction == "forward":
+                self._units.observe(call, tensor)
             return
-        if self._board.wants_histograms(self.steps // self.every):
-            values = plain(tensor).reshape(-1)
-            values = values[:: max(1, values.numel() // 4096)].to("cpu", torch.float64)
-            values = values[values.isfinite()]
-            if values.numel():
-                part = "activations" if direction == "forward" else "gradients"
-                self._samples.append((part, f"{call.depth:03} {call.label}", values.numpy()))
+        values = plain(tensor).reshape(-1)
+        values = values[:: max(1, values.numel() // 4096)].to(torch.float64, copy=True)
+        if values.numel():
+            part = "activations" if direction == "forward" else "gradients"
+            name = f"{call.depth:03} {call.label}"
+            self._samples.append(Sample(part, name, self._shipment.add(values), values.numel()))
 
     def _safely(self, action: Callable[..., Any], *args: Any) -> None:
         try:
@@ -406,42 +423,6 @@ class SignalMonitor:
             RuntimeWarning,
             stacklevel=2,
         )
-
-
-_Sample = tuple[str, str, Any]
-"""``"activations"`` or ``"gradients"``, the layer, and a sample of the values for a histogram."""
-
-
-@dataclass
-class _Measured:
-    """A measured step on its way to the host."""
-
-    step: int
-    collected: Collected
-    scale: float
-    weight_scale: float
-    learning_rate: float | None
-    samples: list[_Sample]
-    idle: tuple[dict[str, Tensor], dict[str, Tensor]]
-    loss: Tensor | float | None = None
-    updated: bool = False
-    layers: list[LayerSignal] | None = None  # pooled over ranks
-
-    def records(self) -> list[LayerSignal]:
-        """This rank's records, on the host."""
-        return self.collected.records(scale=self.scale, weight_scale=self.weight_scale)
-
-
-def _numbers(values: list[Tensor | float]) -> list[float]:
-    """On the host, with one copy."""
-    device = next((value.device for value in values if isinstance(value, Tensor)), torch.device("cpu"))
-    as_tensors = [torch.as_tensor(value, dtype=torch.float64, device=device).reshape(()) for value in values]
-    found: list[float] = torch.stack(as_tensors).cpu().tolist() if as_tensors else []
-    return found
-
-
-def _loss_scale(scaler: Any) -> float:
-    return 1.0 if scaler is None or not scaler.is_enabled() else float(scaler.get_scale())
 
 
 def _check(model: object, every: object, window: object) -> None:

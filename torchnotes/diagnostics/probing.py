@@ -92,7 +92,7 @@ def _run(
     parameters = [p for p in model.parameters() if p.requires_grad]
     with _as_found(model), Capture(model) as capture, torch.enable_grad():
         capture.begin()
-        with Recorder(model) if theory else contextlib.nullcontext() as recorder:
+        with Recorder(model, lambda: capture.busy) if theory else contextlib.nullcontext() as recorder:
             if recorder is not None:
                 recorder.begin([args, kwargs])
             output = model(*args, **kwargs)

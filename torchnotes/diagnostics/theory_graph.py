@@ -9,7 +9,7 @@ afresh at its measured state: a gap in the expectation, not an invention.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,13 +63,18 @@ class ModuleCall:
 class Recorder(TorchFunctionMode):
     """Records the graph of one forward pass of a model; a context manager around the pass.
 
+    Args:
+        model: the model.
+        ignoring: asked at each call of a function whether it is somebody's measurement and no part of the model.
+
     Attributes:
         nodes: in the order of execution.
         calls: the module calls, in the order in which they returned.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, ignoring: Callable[[], bool] = lambda: False) -> None:
         super().__init__()
+        self._ignoring = ignoring
         self.nodes: list[Node] = []
         self.calls: list[ModuleCall] = []
         self._model = model
@@ -109,7 +114,7 @@ class Recorder(TorchFunctionMode):
         """Run the function and record what it made, unless it runs inside a module taken as a whole."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if self._opaque or self._busy or not isinstance(result, (Tensor, tuple, list)):
+        if self._opaque or self._busy or self._ignoring() or not isinstance(result, (Tensor, tuple, list)):
             return result
         signals = [tensor for tensor in _floating([args, kwargs]) if id(tensor) in self._of]
         if not signals:

@@ -1,28 +1,39 @@
-"""What single units and single weights do over time: dead and saturated units, updates, gradient noise."""
+"""What single units do over time: units that are dead, or saturated, for every sample of many steps."""
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from torchnotes.diagnostics._moments import plain
 from torchnotes.diagnostics.capture import Call
-from torchnotes.diagnostics.moments import flat_ends, plain
-from torchnotes.init.following import activation_name
+from torchnotes.diagnostics.measuring import Place, Shipment, is_ordinary
 
 
 @dataclass
-class _Units:
-    """Run lengths for the units of one layer: logged steps in a row in which the unit was zero, or saturated."""
+class _Runs:
+    """Run lengths for the units of all layers, joined: logged steps in a row in which a unit did nothing."""
 
-    zero: Tensor
-    flat: Tensor | None
-    zero_steps: Tensor
+    labels: list[str]
+    sizes: list[int]
+    length: Tensor
+    total: Tensor
+    layer: Tensor  # of each unit, the number of its layer
     steps: int = 0
+
+    def count(self, idle: Tensor, window: int) -> Tensor:
+        """Count a step; returns by layer the share of units that did nothing through the window."""
+        self.length.add_(1).mul_(idle)
+        self.total.add_(idle)
+        self.steps += 1
+        gone = (self.length >= window).to(torch.float64)
+        shares = torch.zeros(len(self.sizes), dtype=torch.float64, device=gone.device)
+        return shares.index_add_(0, self.layer, gone)
 
 
 class UnitTracker:
@@ -30,7 +41,7 @@ class UnitTracker:
 
     A unit is one feature of the last axis, or one channel of a convolution's output. For a sample a ReLU unit is zero
     half of the time, which is healthy; zero for every sample of every batch in a window it passes no gradient and
-    cannot come back. Counted on the tensor's device; ``host`` brings the shares back.
+    cannot come back. Counted on the tensor's device, for all layers together.
 
     Args:
         window: logged steps in a row after which a unit counts.
@@ -38,216 +49,125 @@ class UnitTracker:
 
     def __init__(self, window: int) -> None:
         self.window = window
-        self._units: dict[str, _Units] = {}
-        self._now: dict[str, tuple[Tensor, Tensor | None]] = {}
+        self._runs: dict[tuple[str, torch.device], _Runs] = {}
+        self._parked: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
+        self._now: dict[str, dict[str, Tensor]] = {"zero": {}, "flat": {}}
 
     def begin(self) -> None:
         """Forget the pass that is being taken in."""
-        self._now.clear()
+        for idle in self._now.values():
+            idle.clear()
 
     def observe(self, call: Call, output: Tensor) -> None:
         """Take in one output, as it is recorded."""
-        if call.role != "activation" or output.dim() < 2 or output.numel() == 0:
+        if output.dim() < 2 or output.numel() == 0:
             return
-        values = plain(output)
-        axis = call.channel_axis % values.dim()
-        ends = flat_ends(call.module)
-        flat = None
+        values = output if is_ordinary(output) else plain(output)
+        axis, ends = call.channel_axis % values.dim(), call.site.ends
+        self._now["zero"][call.label] = _idle(values, axis, 0.0, 0.0)
         if ends is not None:
-            others = [dim for dim in range(values.dim()) if dim != axis]
-            flat = ((values <= ends[0]) | (values >= ends[1])).to(torch.int32).amin(dim=others)
-        self._now[call.label] = (_all_zero(values, axis, never_negative=_never_negative(type(call.module))), flat)
+            self._now["flat"][call.label] = _idle(values, axis, *ends)
 
-    def commit(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Count the pass as a logged step.
+    def commit(self, shipment: Shipment) -> IdleUnits:
+        """Count the pass as a logged step; what was found goes into the shipment."""
+        found = IdleUnits({}, {})
+        for kind, layers in self._now.items():
+            by_device: dict[torch.device, dict[str, Tensor]] = {}
+            for label, idle in layers.items():
+                by_device.setdefault(idle.device, {})[label] = idle
+            for device, idle_units in by_device.items():
+                runs = self._runs_of(kind, device, idle_units)
+                shares = runs.count(torch.cat(list(idle_units.values())), self.window)
+                where, at = shipment.add(shares)
+                into = found.zero if kind == "zero" else found.flat
+                for index, (label, size) in enumerate(zip(runs.labels, runs.sizes, strict=True)):
+                    into[label] = (where, at + index), size
+        self.begin()
+        return found
 
-        Returns:
-            (dead, saturated): by layer, the share of units that did nothing through the whole window.
-        """
-        dead: dict[str, Tensor] = {}
-        saturated: dict[str, Tensor] = {}
-        for label, (zero, flat) in self._now.items():
-            units = self._units.get(label)
-            if units is None or units.zero.shape != zero.shape or units.zero.device != zero.device:
-                start = torch.zeros_like(zero)
-                units = self._units[label] = _Units(start, None if flat is None else start.clone(), start.clone())
-            units.zero.add_(1).mul_(zero)
-            units.zero_steps.add_(zero)
-            units.steps += 1
-            dead[label] = (units.zero >= self.window).float().mean()
-            if flat is not None and units.flat is not None:
-                units.flat.add_(1).mul_(flat)
-                saturated[label] = (units.flat >= self.window).float().mean()
-        self._now.clear()
-        return dead, saturated
+    def _runs_of(self, kind: str, device: torch.device, idle: Mapping[str, Tensor]) -> _Runs:
+        """The run lengths so far; from zero for layers that are new or have changed."""
+        labels, sizes = list(idle), [units.numel() for units in idle.values()]
+        before = self._runs.get((kind, device))
+        if before is not None and before.labels == labels and before.sizes == sizes:
+            return before
+        length = torch.zeros(sum(sizes), dtype=torch.int32, device=device)
+        layer = torch.repeat_interleave(torch.tensor(sizes, device="cpu")).to(device)
+        runs = _Runs(labels, sizes, length, torch.zeros_like(length), layer)
+        if before is not None:  # some layers are not called on every step: each keeps what it has
+            self._park(kind, before)
+            runs.steps = before.steps
+        for label, own_length, own_total in zip(labels, length.split(sizes), runs.total.split(sizes), strict=True):
+            kept = self._parked.get((kind, label))
+            if kept is not None and kept[0].shape == own_length.shape and kept[0].device == device:
+                own_length.copy_(kept[0])
+                own_total.copy_(kept[1])
+        self._runs[kind, device] = runs
+        return runs
+
+    def _park(self, kind: str, runs: _Runs) -> None:
+        for label, length, total in zip(
+            runs.labels, runs.length.split(runs.sizes), runs.total.split(runs.sizes), strict=True
+        ):
+            self._parked[kind, label] = length, total
 
     def maps(self) -> dict[str, list[float]]:
         """By layer, for each unit the share of logged steps in which it was zero for every sample."""
-        return {label: (units.zero_steps / max(1, units.steps)).tolist() for label, units in self._units.items()}
+        found: dict[str, list[float]] = {}
+        for (kind, _), runs in self._runs.items():
+            if kind == "zero":
+                shares = (runs.total / max(1, runs.steps)).split(runs.sizes)
+                found.update(zip(runs.labels, (share.tolist() for share in shares), strict=True))
+        return found
 
 
-def _all_zero(values: Tensor, axis: int, *, never_negative: bool) -> Tensor:
-    """Which units are exactly zero for every sample, as 0 and 1.
+@dataclass
+class IdleUnits:
+    """Where in the shipment the numbers of idle units are, and how many units there are, by layer."""
 
-    A column's sum, one matrix-vector product, finds the candidates. Of values that are never negative it also decides;
-    in a signed column the terms may have cancelled, so there the candidates are looked at entry by entry.
+    zero: dict[str, tuple[Place, int]]
+    flat: dict[str, tuple[Place, int]]
+
+    def shares(self, shipment: Shipment) -> tuple[dict[str, float], dict[str, float]]:
+        """(dead, saturated): by layer, the share of units that did nothing through the whole window."""
+        zero, flat = (
+            {label: shipment.read(where, 1)[0] / size for label, (where, size) in found.items()}
+            for found in (self.zero, self.flat)
+        )
+        return zero, flat
+
+
+def _idle(values: Tensor, axis: int, low: float, high: float) -> Tensor:
+    """Which units are idle for every sample, as 0 and 1: at 0, or with values beyond the two ends.
+
+    On the CPU the first samples are looked at first: a unit that works in one of them needs no further reading.
     """
-    if values.device.type != "cpu":
-        return (values.movedim(axis, -1).reshape(-1, values.shape[axis]) == 0).all(dim=0).to(torch.int32)
-    if axis == values.dim() - 1:
-        columns = values.reshape(-1, values.shape[-1])
-        sums = torch.mv(columns.t(), _ones(columns.shape[0], columns.dtype))
+    by_unit = values.movedim(axis, -1).reshape(-1, values.shape[axis]) if axis != values.dim() - 1 else values
+    by_unit = by_unit.reshape(-1, values.shape[axis])
+    if values.device.type != "cpu" or not values.dtype.is_floating_point:
+        return _is_idle(by_unit, low, high).all(dim=0).to(torch.int32)
+    first = by_unit[:_FIRST]
+    if first.dtype is torch.float32:
+        x = first.numpy()
+        idle = np.equal(x, low) if low == high else (x <= low) | (x >= high)
+        candidates = np.logical_and.reduce(idle, axis=0)
+        if not candidates.any():
+            return _none_of(len(candidates))
+        where = torch.from_numpy(candidates.nonzero()[0])
     else:
-        sums = values.movedim(axis, 0).flatten(1).sum(dim=1)
-    zero = sums == 0
-    if not never_negative and bool(zero.any()):
-        where = zero.nonzero().squeeze(1)
-        zero[where] = (values.index_select(axis, where).movedim(axis, 0).flatten(1) == 0).all(dim=1)
-    return zero.to(torch.int32)
+        where = _is_idle(first, low, high).all(dim=0).nonzero().squeeze(1)
+    found = torch.zeros(by_unit.shape[1], dtype=torch.int32, device="cpu")
+    found[where] = _is_idle(by_unit.index_select(1, where), low, high).all(dim=0).to(torch.int32)
+    return found
 
 
-@functools.lru_cache(maxsize=8)
-def _ones(count: int, dtype: torch.dtype) -> Tensor:
-    return torch.ones(count, dtype=dtype)
+_FIRST = 16
 
 
-_known_signs: dict[type, bool] = {}
+def _is_idle(x: Tensor, low: float, high: float) -> Tensor:
+    return x == low if low == high else (x <= low) | (x >= high)
 
 
-def _never_negative(kind: type) -> bool:
-    if kind not in _known_signs:
-        _known_signs[kind] = activation_name(kind) in ("relu", "relu6", "sigmoid")
-    return _known_signs[kind]
-
-
-def host(values: Mapping[str, Tensor]) -> dict[str, float]:
-    """Numbers that were left on a device, by name, with one copy."""
-    return dict(zip(values, _to_host(list(values.values())), strict=True))
-
-
-def _to_host(values: list[Tensor]) -> list[float]:
-    if not values:
-        return []
-    device = values[0].device
-    result: list[float] = torch.stack([value.to(device, torch.float64) for value in values]).cpu().tolist()
-    return result
-
-
-@dataclass
-class _Group:
-    """The weights of one device, their samples joined to one vector."""
-
-    names: list[str]
-    sizes: list[int]
-    kept: Tensor
-    ratios: Tensor | None = None
-
-
-@dataclass
-class _Noise:
-    """Exponentially weighted averages of a sample of the gradients, and of their squares."""
-
-    names: list[str]
-    sizes: list[int]
-    mean: Tensor
-    square: Tensor
-    weight: float = 0.0
-    spread: float = 0.0
-
-
-class WeightTracker:
-    """The size of each update, and how much of each gradient is noise.
-
-    Both are ratios of sums over the entries of a weight, and both are estimated from a fixed sample of them: for the
-    update 16 to 31 whole rows, evenly spread (or all, where there are fewer); for the noise 256 to 511 single entries.
-
-    Args:
-        decay: β of the exponentially weighted averages over logged steps; 0.9 averages about 10 of them.
-    """
-
-    ROWS = 16
-    ENTRIES = 256
-
-    def __init__(self, decay: float = 0.9) -> None:
-        self.decay = decay
-        self._groups: dict[torch.device, _Group] = {}
-        self._noise: dict[torch.device, _Noise] = {}
-
-    def before_update(self, model: nn.Module, scale: float = 1.0) -> None:
-        """Keep a sample of the weights, and take in one of their gradients."""
-        self._groups = {}
-        for device, found in _by_device(model).items():
-            rows = [_rows(parameter) for _, parameter in found]
-            names = [name for name, _ in found]
-            self._groups[device] = _Group(names, [row.numel() for row in rows], torch.cat(rows))
-            entries = [_entries(parameter.grad) for _, parameter in found if parameter.grad is not None]
-            self._average(device, names, entries, scale)
-
-    def after_update(self, model: nn.Module) -> None:
-        """Compare with what was kept: ‖Δw‖/‖w‖, left on the device."""
-        parameters = dict(model.named_parameters())
-        for group in self._groups.values():
-            now = torch.cat([_rows(parameters[name]) for name in group.names])
-            before, change = _norms(group.kept, group.sizes), _norms(now - group.kept, group.sizes)
-            group.ratios = change / before
-
-    def ratios(self) -> dict[str, float]:
-        """‖Δw‖/‖w‖ by parameter, on the host."""
-        found: dict[str, float] = {}
-        for group in self._groups.values():
-            if group.ratios is not None:
-                found.update(zip(group.names, group.ratios.cpu().tolist(), strict=True))
-        return found
-
-    def noise(self) -> dict[str, float]:
-        """By parameter, 1 − ‖E g‖²/E‖g‖², corrected for the noise that is left in the average itself."""
-        found: dict[str, float] = {}
-        for noise in self._noise.values():
-            left = noise.spread / noise.weight**2  # Var of a weighted mean of independent draws: Σw²/(Σw)² of one's
-            if left > 0.999:
-                continue
-            signal, power = _sums(noise.mean.square(), noise.sizes), _sums(noise.square, noise.sizes)
-            shares = ((1 - signal / (noise.weight * power)) / (1 - left)).clamp(0, 1).cpu().tolist()
-            found.update((n, share) for n, share in zip(noise.names, shares, strict=True) if not math.isnan(share))
-        return found
-
-    def _average(self, device: torch.device, names: list[str], entries: list[Tensor], scale: float) -> None:
-        sizes = [entry.numel() for entry in entries]
-        gradient = torch.cat(entries) / scale
-        noise = self._noise.get(device)
-        if noise is None or noise.names != names or noise.sizes != sizes:
-            start = torch.zeros_like(gradient)
-            noise = self._noise[device] = _Noise(names, sizes, start, start.clone())
-        beta = self.decay
-        noise.mean.mul_(beta).add_(gradient, alpha=1 - beta)
-        noise.square.mul_(beta).addcmul_(gradient, gradient, value=1 - beta)
-        noise.weight = noise.weight * beta + (1 - beta)
-        noise.spread = noise.spread * beta**2 + (1 - beta) ** 2
-
-
-def _by_device(model: nn.Module) -> dict[torch.device, list[tuple[str, nn.Parameter]]]:
-    groups: dict[torch.device, list[tuple[str, nn.Parameter]]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.dim() >= 2 and parameter.grad is not None and parameter.numel():
-            groups.setdefault(parameter.device, []).append((name, parameter))
-    return groups
-
-
-def _rows(parameter: Tensor) -> Tensor:
-    values = plain(parameter)
-    stride = max(1, values.shape[0] // WeightTracker.ROWS) if values.dim() else 1
-    return values[::stride].reshape(-1).to(torch.float32)
-
-
-def _entries(gradient: Tensor) -> Tensor:
-    flat = plain(gradient).reshape(-1)
-    return flat[:: max(1, flat.numel() // WeightTracker.ENTRIES)].to(torch.float64)
-
-
-def _sums(values: Tensor, sizes: list[int]) -> Tensor:
-    return torch.stack([part.sum() for part in values.split(sizes)])
-
-
-def _norms(values: Tensor, sizes: list[int]) -> Tensor:
-    """‖x‖ of each part: without underflow for entries above 1e-19, far below what a weight's last digit is."""
-    return torch.stack([torch.dot(part, part) for part in values.split(sizes)]).double().sqrt()
+@functools.lru_cache(maxsize=64)
+def _none_of(count: int) -> Tensor:
+    return torch.zeros(count, dtype=torch.int32, device="cpu")

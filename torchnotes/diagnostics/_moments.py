@@ -1,12 +1,14 @@
 """From a tensor to its moments: one reading of the values, no under- or overflow, no cancellation, no waiting.
 
-On the CPU the numbers are taken at once, through NumPy, whose reductions over one tensor cost a tenth of the dispatch
-and threading of five torch ones at the sizes of a training step. On another device they stay there as one small
-vector, and ``resolve`` brings the vectors of a whole model back in one copy.
+On the CPU the numbers are taken at once. Sums are torch's dot products: NumPy's would start threads of their own, which
+take turns with those of the training step (measured: three times the cost). Extremes and counts are NumPy's reductions,
+whose dispatch costs less. On another device the numbers stay there as one small vector, and ``resolve`` brings the
+vectors of a whole model back in one copy.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 from collections.abc import Iterable, Sequence
@@ -27,14 +29,12 @@ Pending = Moments | Tensor
 """Moments, or the vector on a device that will become moments."""
 
 # Within these the square of a float32 has all its digits, and the sum of 10¹⁵ of them does not overflow.
-_SAFE_LOW, _SAFE_HIGH = 1e-12, 1e11
+SAFE_LOW, SAFE_HIGH = 1e-12, 1e11
 _CHUNK = 1 << 16
-# log10_rms is that of the values as they are; the vector carries the scale apart, so that no square underflows.
-_ONES32, _ONES64 = np.ones(_CHUNK, dtype=np.float32), np.ones(_CHUNK)
 _threads = threading.local()
 _minimum, _maximum = np.minimum.reduce, np.maximum.reduce
 _NAN = math.nan
-_EMPTY = Moments(0, _NAN, _NAN, _NAN, _NAN, _NAN, _NAN, None, 0)
+EMPTY = Moments(0, _NAN, _NAN, _NAN, _NAN, _NAN, _NAN, None, 0)
 _FIELDS = ("count", "max_abs", "mean_square", "mean", "std", "zeros", "saturated", "nonfinite")
 
 
@@ -61,41 +61,12 @@ def moments(tensor: Tensor, ends: Ends | None = None) -> Moments:
 
 def measure(tensor: Tensor, ends: Ends | None = None) -> Pending:
     """Start the measurement: moments of a CPU tensor at once, of another a vector on its device, without waiting."""
-    if _is_ordinary(tensor):
-        return _of_array(tensor.detach().numpy().reshape(-1), ends)
-    return _measure_any(tensor, ends)
-
-
-def measure_scale(tensor: Tensor) -> Pending:
-    """As ``measure``, but of an ordinary CPU tensor only the scale: rms, mean and std; the rest is NaN.
-
-    Two dot products that come out finite and in range also say that every value was finite.
-    """
-    if _is_ordinary(tensor):
-        x = tensor.detach().numpy().reshape(-1)
-        if 0 < x.size:
-            square, total = _sums(x)
-            mean_square, mean = square / x.size, total / x.size
-            variance = mean_square - mean * mean
-            if _SAFE_LOW**2 < mean_square < _SAFE_HIGH**2 and variance > 1e-2 * mean_square:
-                rms = math.sqrt(mean_square)
-                return Moments(x.size, math.log10(rms), rms, mean, math.sqrt(variance), _NAN, _NAN, None, 0)
-    return measure(tensor)
-
-
-def _is_ordinary(tensor: Tensor) -> bool:
-    """Whether NumPy can read the values where they lie, in the order of memory."""
-    known = type(tensor) is Tensor or type(tensor) is nn.Parameter
-    return known and tensor.is_cpu and tensor.dtype is torch.float32 and tensor.is_contiguous()
-
-
-def _measure_any(tensor: Tensor, ends: Ends | None) -> Pending:
     tensor = plain(tensor)
     if tensor.device.type != "cpu":
         return _on_device(tensor, ends)
     if tensor.dtype not in (torch.float32, torch.float64):
         tensor = tensor.to(torch.float32)
-    return _of_array(_dense_view(tensor).numpy(), ends)
+    return of_values(dense_view(tensor), ends)
 
 
 def resolve(pending: Sequence[Pending | None]) -> list[Moments]:
@@ -109,7 +80,7 @@ def resolve(pending: Sequence[Pending | None]) -> list[Moments]:
         rows = torch.stack([item for i in indices if isinstance(item := pending[i], Tensor)]).cpu().tolist()
         for index, row in zip(indices, rows, strict=True):
             done[index] = from_row(row)
-    return [item if item is not None else _EMPTY for item in done]
+    return [item if item is not None else EMPTY for item in done]
 
 
 def plain(tensor: Tensor) -> Tensor:
@@ -148,7 +119,7 @@ def from_row(row: Sequence[float]) -> Moments:
     """Moments from the vector measured on a device, in the order of ``_FIELDS``."""
     count, largest, mean_square, mean, std, zeros, saturated, nonfinite = row
     if count == nonfinite:
-        return replace(_EMPTY, count=int(count), nonfinite=int(nonfinite))
+        return replace(EMPTY, count=int(count), nonfinite=int(nonfinite))
     root = math.sqrt(mean_square)
     return Moments(
         count=int(count),
@@ -163,7 +134,7 @@ def from_row(row: Sequence[float]) -> Moments:
     )
 
 
-def _dense_view(tensor: Tensor) -> Tensor:
+def dense_view(tensor: Tensor) -> Tensor:
     """One axis over the values in the order of memory; a copy only where they do not fill it (a slice, an expand).
 
     No moment depends on the order, so a transposed or channels-last tensor need not be copied into row order.
@@ -174,27 +145,37 @@ def _dense_view(tensor: Tensor) -> Tensor:
     return tensor.permute(order).reshape(-1)
 
 
-def _of_array(x: Array, ends: Ends | None) -> Moments:
+def of_values(values: Tensor, ends: Ends | None, *, zeros: bool = True) -> Moments:
+    """The moments of a float32 or float64 vector on the CPU.
+
+    Args:
+        values: the vector, contiguous.
+        ends: as for ``moments``.
+        zeros: whether to count exact zeros; their share is NaN otherwise.
+    """
+    x = values.numpy()
     count = x.size
     if count == 0:
-        return _EMPTY
+        return EMPTY
     low, high = float(_minimum(x)), float(_maximum(x))
     largest = high if high >= -low else -low
     if not (-math.inf < low and high < math.inf):  # NumPy's minimum and maximum pass a NaN on
-        return _with_nonfinite(x, ends)
-    zeros = 0 if low > 0 or high < 0 else count - _count(np.not_equal, x, 0.0)
+        return _with_nonfinite(values, ends)
+    share_zero = _NAN
+    if zeros:
+        share_zero = 0.0 if low > 0 or high < 0 else 1 - _count(np.not_equal, x, 0.0) / count
     saturated = None if ends is None else _count(np.less_equal, x, ends[0]) + _count(np.greater_equal, x, ends[1])
     scale = 1.0
-    if not _SAFE_LOW < largest < _SAFE_HIGH:
-        scale, x = largest, x.astype(np.float64) / (largest or 1.0)
-    square, total = _sums(x)
+    if not SAFE_LOW < largest < SAFE_HIGH:
+        scale, values = largest, values.double() / (largest or 1.0)
+    square, total = sums(values)
     mean_square, mean = square / count, total / count
     variance = mean_square - mean * mean
     if variance < 1e-2 * mean_square:  # x̄² is most of the mean square: the difference has lost its digits, so shift
-        shifted = x.astype(np.float64) - mean
-        rest = float(shifted.mean())
+        shifted = values.double() - mean
+        rest_square, rest = (value / count for value in sums(shifted))
         mean += rest
-        variance = float(shifted.dot(shifted)) / count - rest * rest
+        variance = rest_square - rest * rest
     root = math.sqrt(mean_square)
     return Moments(
         count,
@@ -203,23 +184,39 @@ def _of_array(x: Array, ends: Ends | None) -> Moments:
         scale * mean,
         scale * math.sqrt(variance) if variance > 0 else 0.0,
         largest,
-        zeros / count,
+        share_zero,
         None if saturated is None else saturated / count,
         0,
     )
+
+
+def with_shares(found: Moments, x: Array, ends: Ends | None) -> Moments:
+    """Add the share of zeros, and of values on flat ends, to the moments of finite values."""
+    zeros = x.size - _count(np.not_equal, x, 0.0)
+    saturated = None if ends is None else _count(np.less_equal, x, ends[0]) + _count(np.greater_equal, x, ends[1])
+    share = None if saturated is None else saturated / x.size
+    return replace(found, share_zero=zeros / x.size, share_saturated=share)
 
 
 def _pieces(x: Array) -> Iterable[Array]:
     return (x,) if x.size <= _CHUNK else np.split(x, range(_CHUNK, x.size, _CHUNK))
 
 
-def _sums(x: Array) -> tuple[float, float]:
-    """(Σx², Σx): dot products within a piece, float64 across; the one with ones takes a third of the time of a sum."""
-    ones = _ONES64 if x.dtype == np.float64 else _ONES32
-    if x.size <= _CHUNK:
-        return float(x.dot(x)), float(x.dot(ones[: x.size]))
-    pieces = [(float(piece.dot(piece)), float(piece.dot(ones[: piece.size]))) for piece in _pieces(x)]
-    return math.fsum(square for square, _ in pieces), math.fsum(total for _, total in pieces)
+def sums(x: Tensor) -> tuple[float, float]:
+    """(Σx², Σx) of a vector: dot products within a piece, float64 across; the one with ones costs less than a sum."""
+    count = x.numel()
+    if count <= _CHUNK:
+        return torch.dot(x, x).item(), torch.dot(x, _ones(count, x.dtype)).item()
+    whole = count - count % _CHUNK
+    rows = x[:whole].view(-1, _CHUNK)
+    square, total = sums(x[whole:])
+    norms = torch.linalg.vector_norm(rows, dim=1).double()
+    return square + torch.dot(norms, norms).item(), total + rows.sum(dim=1).double().sum().item()
+
+
+@functools.lru_cache(maxsize=64)
+def _ones(count: int, dtype: torch.dtype) -> Tensor:
+    return torch.ones(count, dtype=dtype, device="cpu")
 
 
 def _count(compare: np.ufunc, x: Array, bound: float) -> int:
@@ -238,17 +235,16 @@ def _buffer() -> Array:
     return found
 
 
-def _with_nonfinite(x: Array, ends: Ends | None) -> Moments:
-    finite = x[np.isfinite(x)]
-    rest = _of_array(finite, ends)
-    bad = x.size - finite.size
-    if finite.size == 0:
-        return replace(_EMPTY, count=x.size, nonfinite=bad)
-    part = finite.size / x.size
+def _with_nonfinite(values: Tensor, ends: Ends | None) -> Moments:
+    count = values.numel()
+    finite = values[values.isfinite()]
+    left = finite.numel()
+    if left == 0:
+        return replace(EMPTY, count=count, nonfinite=count)
+    rest = of_values(finite, ends)
+    part = left / count
     share = None if rest.share_saturated is None else rest.share_saturated * part
-    return Moments(
-        x.size, rest.log10_rms, rest.rms, rest.mean, rest.std, rest.max_abs, rest.share_zero * part, share, bad
-    )
+    return replace(rest, count=count, share_zero=rest.share_zero * part, share_saturated=share, nonfinite=count - left)
 
 
 def _on_device(x: Tensor, ends: Ends | None) -> Tensor:
