@@ -195,3 +195,21 @@ def test_what_is_refused_and_how(error: type[Exception], words: str, z: Tensor, 
     if "average" not in options:  # the twin refuses the same, with an exception of its own
         with pytest.raises((ValueError, RuntimeError, IndexError)):
             F.batch_norm(z, *running, **options)
+
+
+def test_eps_of_zero_is_allowed_in_evaluation():
+    running = (drawn(3), drawn(3).abs() + 0.5)
+    assert_close(ops.batch_norm(drawn(5, 3), *running, eps=0.0), F.batch_norm(drawn(5, 3), *running, eps=0.0))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", [(5, 3), (4, 3, 2)])
+def test_many_scales_of_one_input_by_vmap(shape: tuple[int, ...], training: bool):
+    # Only γ is batched, so nothing that was made of z alone can be written into.
+    z, gammas = drawn(*shape), drawn(4, 3)
+    running = (None, None) if training else (drawn(3), drawn(3).abs() + 0.5)
+
+    def norm(gamma: Tensor) -> Tensor:
+        return ops.batch_norm(z, *running, gamma, None, training)
+
+    assert_close(torch.vmap(norm)(gammas), torch.stack([norm(gamma) for gamma in gammas]))

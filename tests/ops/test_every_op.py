@@ -349,6 +349,27 @@ def test_large_memory_is_asked_for_on_a_cpu_and_only_then():
     assert memory.large_like(torch.empty(memory.LARGE, dtype=torch.uint8)) is None  # someone might differentiate
 
 
+@pytest.mark.parametrize("offset", [0, 1, 4095])
+def test_the_advice_is_for_the_whole_pages_of_the_block(offset: int, monkeypatch: pytest.MonkeyPatch):
+    class Block:
+        def data_ptr(self) -> int:
+            return 40960 + offset
+
+        def untyped_storage(self) -> Block:
+            return self
+
+        def nbytes(self) -> int:
+            return 100_000
+
+    given: list[tuple[int, int, int]] = []
+    monkeypatch.setattr(memory, "_madvise", lambda: lambda *arguments: given.append(arguments))
+    memory._ask_for_large_pages(Block())
+    start = 40960 if offset == 0 else 45056
+    assert given == [(start, 40960 + offset + 100_000 - start, 14)]  # 14 is MADV_HUGEPAGE
+    monkeypatch.setattr(memory, "_madvise", lambda: None)  # a system without it
+    memory._ask_for_large_pages(Block())
+
+
 @each(ELEMENTWISE)
 def test_integers_are_refused(case: Case):
     with pytest.raises(TypeError, match=r"input must be a floating-point tensor, got dtype int64; convert it with"):
