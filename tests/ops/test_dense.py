@@ -1,4 +1,6 @@
 import itertools
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -6,6 +8,7 @@ from torch.testing import assert_close
 
 from tests.ops._table import seeded
 from torchnotes import ops
+from torchnotes.ops import kernels
 
 ACTIVATIONS = ["relu", "sigmoid", "tanh", "leaky_relu", "identity"]
 
@@ -122,3 +125,15 @@ def test_many_masks_of_one_input_by_vmap(activation: str):
     kept = drawn != 0
     assert_close(drawn, 2 * ops.dense(x, weight, bias, activation=activation) * kept)
     assert not torch.equal(kept[0], kept[1])
+
+
+def test_what_a_kernel_is_told_to_keep(monkeypatch: pytest.MonkeyPatch):
+    # The kernel itself has cases of its own; this is what stands before it.
+    told: list[int | None] = []
+    monkeypatch.setattr(
+        kernels, "triton_dense", SimpleNamespace(dense=lambda *given: told.append(given[5])), raising=False
+    )
+    monkeypatch.setattr(sys.modules["torchnotes.ops.dense"], "dense_chosen", lambda *_: True)
+    for training, keep_prob in ((True, 0.5), (True, 1.0), (False, 0.5), (False, 1.0)):
+        ops.dense(*tensors(), keep_prob=keep_prob, training=training)
+    assert told == [32768, None, None, None]  # of 65536; None leaves dropout out

@@ -62,10 +62,11 @@ def test_neighbours_are_independent(keep_prob: float, lag: int):
 
 
 @pytest.mark.parametrize("keep_prob", KEEP)
-def test_every_lane_keeps_the_same_share(keep_prob: float):
+@pytest.mark.parametrize("size", [200_000, SIZE])  # by PyTorch's generator, and by numpy's
+def test_every_lane_keeps_the_same_share(keep_prob: float, size: int):
     # A draw whose sign bit is constant gives one lane of four another law.
-    shares = mask_of(keep_prob).view(-1, 4).double().mean(0)
-    sigma = (keep_prob * (1 - keep_prob) / (SIZE / 4)) ** 0.5
+    shares = mask_of(keep_prob, (size,)).view(-1, 4).double().mean(0)
+    sigma = (keep_prob * (1 - keep_prob) / (size / 4)) ** 0.5
     assert ((shares - keep_prob).abs() < 5 * sigma + 1 / 65536).all()
 
 
