@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import nn
 
 from tests.gradcheck._wrong import randn
@@ -26,6 +27,7 @@ from torchnotes.gradcheck import check_function
         (torch.exp, (torch.empty(0, 3),)),
         (lambda x: F.layer_norm(x, (1,)), (randn(4, 1),)),  # the gradient is 0: round-off of terms near 300
         (torch.matrix_exp, (randn(3, 3),)),
+        (torch.nansum, (torch.tensor([1.0, math.nan, -2.0]),)),
         (torch.gather, (randn(3, 4), 1, torch.tensor([[0, 1], [2, 2], [3, 0]]))),
     ],
 )
@@ -222,3 +224,64 @@ def test_entries_at_the_edge_of_the_domain_are_measured_from_within():
     target = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
     report = check_function(lambda p: F.binary_cross_entropy(p, target), x, second_order=False)
     assert report.verdict == "correct", str(report)
+
+
+class AssumesContiguous(torch.autograd.Function):
+    """The identity whose backward reads its cotangent as one block of memory."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return torch.as_strided(g, g.shape, torch.empty(g.shape).stride(), g.storage_offset()).clone()
+
+
+class KeepsPositive(torch.autograd.Function):
+    """The identity whose backward loses negative cotangents."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return g.clamp_min(0)
+
+
+@pytest.mark.parametrize(
+    ("fn", "says"),
+    [
+        (lambda x: AssumesContiguous.apply(x).cumsum(0), "the backward of AssumesContiguous: a strided grad_output"),
+        (
+            lambda x: (KeepsPositive.apply(x.square()) ** 2).cumsum(0).abs(),
+            "the backward of KeepsPositive: it is not linear",
+        ),
+        (lambda x: AssumesContiguous.apply(x).view(-1).cumsum(0).view(4, 3), "contiguous memory is assumed"),
+    ],
+    ids=["contiguous", "positive", "contiguous, viewed"],
+)
+def test_a_function_deep_inside_keeps_the_contracts_by_itself(fn, says):
+    report = check_function(fn, randn(4, 3), second_order=False)
+    assert report.verdict == "wrong", str(report)
+    assert says in " ".join(f.detail for f in report.findings)
+
+
+def test_right_functions_inside_are_correct():
+    class Scale(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, factor):
+            ctx.factor = factor
+            return x * factor, x.sum()
+
+        @staticmethod
+        def backward(ctx, g, unused):
+            return (g * ctx.factor if g is not None else 0) + unused, None
+
+    def checkpointed(x):
+        return torch.utils.checkpoint.checkpoint(lambda t: Scale.apply(t, 3.0)[0].tanh(), x, use_reentrant=False)
+
+    for fn in (lambda x: Scale.apply(x, 2.0)[0].exp() + Scale.apply(x, 2.0)[1], checkpointed):
+        report = check_function(fn, randn(4, 3))
+        assert report.verdict == "correct", str(report)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchnotes.gradcheck._nested import arriving, complaint_of, inner_nodes, strided, transposed
 from torchnotes.gradcheck._precision import rounding
 from torchnotes.gradcheck._subject import Subject
 from torchnotes.gradcheck.compare import norm
@@ -109,6 +110,7 @@ class Contracts:
             ("the same backward twice", self.repeatable),
             ("two uses interleaved", self.interleaved),
             ("every subset of inputs", self.subsets),
+            ("Functions inside", self.inside),
         )
         if not self.live:
             return
@@ -148,7 +150,7 @@ class Contracts:
 
     def layouts(self) -> str:
         """Strided, transposed and expanded cotangents give what contiguous ones give."""
-        for what, laid_out in (("strided", _strided), ("transposed", _transposed)):
+        for what, laid_out in (("strided", strided), ("transposed", transposed)):
             error = self._apart(self.pull([laid_out(c) for c in self.u]), self.reference)
             if error > self.exact:
                 return f"a {what} grad_output changes the gradient by {error:.1e}: contiguous memory is assumed"
@@ -215,6 +217,24 @@ class Contracts:
                 value.requires_grad_(True)
         return ""
 
+    def inside(self) -> str:
+        """Each custom Function deeper in the graph keeps the same contracts by itself."""
+        outputs = self.subject(self.values)
+        nodes = inner_nodes(custom_nodes(outputs), outputs)
+        if not nodes:
+            return ""
+        for node, given in zip(nodes, arriving(nodes, lambda: self.pull(self.u, outputs)), strict=True):
+            if not any(g is not None and g.is_floating_point() for g in given):
+                continue
+            self.subject.random.restore()
+            try:
+                complaint = complaint_of(node, given, self._random_like, distance, self.exact)
+            except RuntimeError as error:
+                complaint = f"raised {type(error).__name__}: {str(error).splitlines()[0]}"
+            if complaint:
+                return f"the backward of {str(node.name()).removesuffix('Backward')}: {complaint}"
+        return ""
+
 
 def distance(
     a: Sequence[Tensor], b: Sequence[Tensor], scale: Sequence[Tensor] = (), floor: Sequence[float] = ()
@@ -238,17 +258,6 @@ def _subsets(n: int) -> list[tuple[int, ...]]:
     if n <= ALL_SUBSETS:
         return [s for size in range(1, n) for s in itertools.combinations(range(n), size)]
     return [(k,) for k in range(n)] + [tuple(j for j in range(n) if j != k) for k in range(n)]
-
-
-def _strided(c: Tensor) -> Tensor:
-    """Every second element of a twice as long tensor, whose other elements are NaN."""
-    wide = torch.full((*c.shape, 2), torch.nan, dtype=c.dtype, device=c.device)
-    wide[..., 0] = c
-    return wide[..., 0]
-
-
-def _transposed(c: Tensor) -> Tensor:
-    return c if c.dim() < 2 else c.transpose(0, -1).contiguous().transpose(0, -1)
 
 
 class _watched:

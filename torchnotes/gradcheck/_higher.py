@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.autograd.forward_ad as fwd
 from torch import Tensor
@@ -30,7 +32,9 @@ def forward_mode(contracts: Contracts, generator: torch.Generator) -> Finding | 
     by_backward = float(sum(float(p.sum()) for p in products))
     floor = sum(f * norm(d) for f, d in zip(contracts.floor, tangents, strict=True))
     gap, size = abs(by_forward - by_backward), max(norm(*terms), norm(*products))
-    if not gap <= max(DUAL, 4 * contracts.eps) * size + floor + _conditioning(contracts, values, tangents):
+    moved = _conditioning(contracts, values, tangents)
+    slack = sum(s for s in (floor, moved) if math.isfinite(s))  # an input that is NaN makes both of them NaN
+    if not gap <= max(DUAL, 4 * contracts.eps) * size + slack:
         return Finding(
             "forward mode",
             "wrong" if gap > LOOSE * size else "suspect",
