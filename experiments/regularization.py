@@ -203,7 +203,7 @@ def watch_cost(sets: Sets, steps: int, seed: int) -> tuple[list[float], list[flo
 
 def measure(config: RegularizationConfig, tick: Callable[[str], None]) -> Results:
     """All three parts."""
-    seeds, steps = (1, 40) if config.quick else (4, 600)
+    seeds, steps = (1, 20) if config.quick else (4, 500)
     results = Results(judged=not config.quick, wrong=config.wrong)
     numbers = range(config.seed, config.seed + seeds)
     sets = {seed: few_digits(config, seed) for seed in numbers}
@@ -216,7 +216,7 @@ def measure(config: RegularizationConfig, tick: Callable[[str], None]) -> Result
             results.strengths[name, remedy], runs[remedy] = best, found[best]
             tick(f"{remedy}, {name} labels")
     first = sets[config.seed]
-    results.with_penalty, results.without_penalty = watch_cost(first, 40 if config.quick else 800, config.seed)
+    results.with_penalty, results.without_penalty = watch_cost(first, 20 if config.quick else 600, config.seed)
     generator = torch.Generator(config.device).manual_seed(config.seed)
     rows = [first.x_train[:8]] + [more_images(first.x_train[:8], 1.0, generator) for _ in range(3)]
     results.pictures = torch.stack(rows).view(4, 8, 8, 8).cpu()
