@@ -1,6 +1,8 @@
 """The page of the docs that shows what the experiments found: its builder, and the page itself."""
 
+import ast
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,11 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.__main__ import EXPERIMENTS, one_line
 from experiments.config import CommonConfig
 from experiments.console import Claim, Table, record
 from experiments.figures import growth_heat_map
 from experiments.logs import VariantLogs, save_figure
-from experiments.page import Page, build, copy_picture, main, read, render
+from experiments.page import Page, build, copy_picture, main, picture, read, render
+from tests.experiments._runs import ROOT
 
 
 def leave(log_dir: Path, name: str, *, quick: bool = False) -> None:
@@ -72,3 +76,52 @@ def test_pictures_are_made_small_and_too_large_ones_refused(tmp_path: Path) -> N
     Image.fromarray(noise).save(tmp_path / "noise.png")
     with pytest.raises(SystemExit, match=r"a picture must stay below 150,000 bytes, got [\d,]+ for .*noise\.png"):
         copy_picture(tmp_path / "noise.png", tmp_path / "copy.png")
+
+
+DOCS = ROOT / "docs"
+READINGS = json.loads((DOCS / "experiments.json").read_text(encoding="utf-8"))
+
+
+def test_the_page_is_what_its_readings_make() -> None:
+    assert (DOCS / "experiments.md").read_text(encoding="utf-8") == render(READINGS)
+
+
+def test_every_experiment_has_its_section() -> None:
+    assert tuple(reading["experiment"] for reading in READINGS) == EXPERIMENTS
+    assert [reading["about"] for reading in READINGS] == [one_line(name) for name in EXPERIMENTS]
+
+
+def test_every_picture_is_there_shown_once_and_small() -> None:
+    shown = [picture(reading, figure) for reading in READINGS for figure in reading["figures"]]
+    there = [path.relative_to(DOCS).as_posix() for path in (DOCS / "images" / "experiments").iterdir()]
+    assert sorted(shown) == sorted(there)
+    assert max(path.stat().st_size for path in (DOCS / "images" / "experiments").iterdir()) < 150_000
+
+
+def sentences(name: str) -> list[re.Pattern[str]]:
+    """Every string in an experiment's source, as a pattern: what an f-string fills in may be anything."""
+    folder = ROOT / "experiments" / name
+    own = sorted(folder.glob("*.py")) if folder.is_dir() else [folder.with_suffix(".py")]
+    shared = [path for path in (ROOT / "experiments").glob("*.py") if path.stem not in EXPERIMENTS]
+    files = [*own, *shared]
+    found = []
+    for node in (node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))):
+        if isinstance(node, ast.JoinedStr):
+            parts = [re.escape(part.value) if isinstance(part, ast.Constant) else ".*" for part in node.values]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            parts = [re.escape(node.value)]
+        else:
+            continue
+        words = re.sub(r"\.\*|\\.", " ", "".join(parts)).split()
+        if len(words) >= 3:  # else ".*" would match anything
+            found.append(re.compile("".join(parts)))
+    return found
+
+
+@pytest.mark.parametrize("reading", READINGS, ids=lambda reading: reading["experiment"])
+def test_claims_and_captions_are_worded_as_in_the_script(reading: dict) -> None:
+    patterns = sentences(reading["experiment"])
+    texts = [claim["text"] for claim in reading["claims"]] + [figure["caption"] for figure in reading["figures"]]
+    for text in texts:
+        assert text
+        assert any(pattern.fullmatch(text) for pattern in patterns), f"{text!r}: run python -m experiments.page"
