@@ -171,3 +171,11 @@ def test_against_pytorch_at_the_size_of_a_vocabulary():
         ours, theirs = ops.cross_entropy(z, y, **options), F.cross_entropy(z, y, **options)
         assert_close(ours, theirs)
         assert_close(torch.autograd.grad(ours, z), torch.autograd.grad(theirs, z))
+
+
+@pytest.mark.parametrize("ignored", [0, 1, 3, 4])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_any_class_may_be_the_one_ignored(ignored: int, reduction: str):
+    y = torch.tensor([0, 3, 1])
+    ours = ops.cross_entropy(Z, y, ignore_index=ignored, reduction=reduction)
+    assert_close(ours, F.cross_entropy(Z, y, ignore_index=ignored, reduction=reduction))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
@@ -244,3 +245,14 @@ def test_bad_arguments_are_refused():
         dropout(x.to("meta"), keep_prob=0.5, generator=seeded())
     with pytest.raises(TypeError, match="takes 1 positional argument"):
         dropout(x, 0.5)
+
+
+def test_a_large_mask_is_the_lanes_below_the_count():
+    # Each of the 65536 values of a lane comes about four times, the threshold itself among them.
+    words = np.random.SFC64([5 + 2**63, -7 + 2**63]).random_raw(LARGE // 4 + 1)
+    expected = torch.from_numpy(words.view(np.int16)[:LARGE].astype(np.int64)) < 1000
+    assert torch.equal(random_mask._mask_of_seed(torch.tensor([5, -7]), LARGE, 1000), expected)
+
+
+def test_a_large_mask_lives_where_its_tensor_does():
+    assert dropout(torch.empty(LARGE, device="meta"), keep_prob=0.5).device.type == "meta"
