@@ -21,7 +21,8 @@ from torch import nn
 from experiments.benchmarks.grid_nets import Residual, linear
 from experiments.console import Table, progress
 from experiments.threads import one_thread
-from torchnotes.diagnostics.theory import Expectation, expect
+from torchnotes.diagnostics import expect
+from torchnotes.diagnostics.theory import Expectation
 
 
 @dataclass(frozen=True)

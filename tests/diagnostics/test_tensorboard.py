@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from torchnotes.diagnostics import SignalMonitor, probe
 from torchnotes.diagnostics import tensorboard as board
+from torchnotes.diagnostics import tensorboard_sink as sinks
 from torchnotes.diagnostics.history import StepRecord
 from torchnotes.init import initialize_
 
@@ -100,16 +101,16 @@ def test_health_is_written_at_every_logged_step(run):
         ("growth of activations a layer", lambda r: r.forward_growth),
         ("growth of gradients a layer", lambda r: r.backward_growth),
     ):
-        points = scalars(events, f"2 {board.HEALTH}/{name}")
+        points = scalars(events, f"2 {sinks.HEALTH}/{name}")
         assert [step for step, _ in points] == list(range(0, 40, 2))
         assert [v for _, v in points] == pytest.approx([value(r) for r in records], rel=1e-6)
-    updates = scalars(events, f"2 {board.HEALTH}/update ÷ weight, log10 median")
+    updates = scalars(events, f"2 {sinks.HEALTH}/update ÷ weight, log10 median")
     assert updates[0][1] == pytest.approx(math.log10(np.median(list(records[0].update_ratio.values()))), abs=1e-6)
 
 
 def test_each_layer_over_training_is_thinned_by_the_stated_rule(run):
     events, records = run
-    tag = f"3 {board.EACH.format(part='Activations')}/1 0"
+    tag = f"3 {sinks.EACH.format(part='Activations')}/1 0"
     points = scalars(events, tag)
     # 20 logged steps, two training steps apart: the first 16 of them, and then those with a number divisible by 4.
     assert [step for step, _ in points] == [*range(0, 32, 2), 32]
@@ -127,7 +128,7 @@ def test_depth_curves_of_the_first_and_the_last_step(run):
 def test_histograms_pictures_verdict_and_hparams(run):
     events, _ = run
     tags = events.Tags()
-    histogram = f"5 {board.VALUES.format(part='activations')}/001 0"
+    histogram = f"5 {sinks.VALUES.format(part='activations')}/001 0"
     assert [item.step for item in events.Histograms(histogram)] == [0, 18]  # the 1st and the 10th logged step
     assert sum(events.Histograms(histogram)[0].histogram_value.bucket) == 128
     pictures = [tag for tag in tags["images"] if tag.startswith("7 ")]
@@ -156,7 +157,7 @@ def test_a_thousand_logged_steps_of_fifty_layers_stay_under_a_megabyte(tmp_path)
     records = []
     with SignalMonitor(net, None, every=1, sinks=[records.append]) as monitor:
         train(net, 3, monitor)
-    sink = board.TensorBoardSink(tmp_path)
+    sink = sinks.TensorBoardSink(tmp_path)
     last = records[-1]
     rows = [layer for layer in last.layers if layer.role == "weight"]
     assert len(rows) == 51
@@ -173,7 +174,7 @@ def test_a_thousand_logged_steps_of_fifty_layers_stay_under_a_megabyte(tmp_path)
 
 
 def test_the_thinning_rules():
-    kept = [count for count in range(1000) if board.is_thinned_in(count)]
+    kept = [count for count in range(1000) if sinks.is_thinned_in(count)]
     assert kept[:18] == [*range(16), 16, 20]
     assert len(kept) == 40
-    assert [count for count in range(2000) if board.has_histograms(count)] == [0, 9, 99, 999]
+    assert [count for count in range(2000) if sinks.has_histograms(count)] == [0, 9, 99, 999]

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from torchnotes.diagnostics.theory import Expectation, expect
+from torchnotes.diagnostics import expect
+from torchnotes.diagnostics.theory import Expectation
 
 WIDTH = 1024
 

@@ -9,6 +9,7 @@ from torchnotes.diagnostics.monitor import SignalMonitor as SignalMonitor
 from torchnotes.diagnostics.prescription import Prescription as Prescription
 from torchnotes.diagnostics.prescription import apply_prescription as apply_prescription
 from torchnotes.diagnostics.prescription import prescriptions as prescriptions
+from torchnotes.diagnostics.probing import expect as expect
 from torchnotes.diagnostics.probing import probe as probe
 from torchnotes.diagnostics.records import Finding as Finding
 from torchnotes.diagnostics.records import LayerSignal as LayerSignal
@@ -19,7 +20,6 @@ from torchnotes.diagnostics.testing import UnhealthySignal as UnhealthySignal
 from torchnotes.diagnostics.testing import assert_healthy as assert_healthy
 from torchnotes.diagnostics.theory import Expectation as Expectation
 from torchnotes.diagnostics.theory import Theory as Theory
-from torchnotes.diagnostics.theory import expect as expect
 from torchnotes.diagnostics.theory_quadrature import activation_moments as activation_moments
 from torchnotes.diagnostics.verdict import judge as judge
 

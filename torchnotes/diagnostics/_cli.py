@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,6 +13,7 @@ import torch
 import tyro
 from torch import Tensor, nn
 
+from torchnotes._factory import load
 from torchnotes.diagnostics.probing import probe
 from torchnotes.diagnostics.report import SignalReport
 
@@ -111,25 +110,6 @@ def make_target(text: str, inputs: Any, generator: torch.Generator, like: Tensor
         first = first[0] if isinstance(first, (tuple, list)) else first
         return torch.randint(0, int(number), (first.shape[0],), generator=generator).to(like.device)
     return make_input(text, generator, like)
-
-
-def load(path: str) -> Any:
-    """The object at ``package.module:name``, the current directory included in the search."""
-    module, _, name = path.partition(":")
-    if not module or not name:
-        raise ValueError(
-            f"factory must be written package.module:factory, got {path!r}; for example mynet.models:make."
-        )
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    value: Any = importlib.import_module(module)
-    for part in name.split("."):
-        if not hasattr(value, part):
-            raise AttributeError(f"factory must exist in its module, got {path!r}; {module} has no {part!r}.")
-        value = getattr(value, part)
-    if not callable(value):
-        raise TypeError(f"factory must be callable without arguments, got {type(value).__name__} at {path!r}.")
-    return value
 
 
 def main(args: list[str]) -> int:

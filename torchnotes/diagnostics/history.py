@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from torchnotes.diagnostics.records import LayerSignal
-from torchnotes.diagnostics.report import row_of
+from torchnotes.diagnostics.rows import row_of
 
 
 @dataclass(frozen=True)

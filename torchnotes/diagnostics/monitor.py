@@ -107,7 +107,7 @@ class SignalMonitor:
         self._histograms = histograms
         self._board: Any = None
         if log_dir is not None and distributed.is_writer():
-            from torchnotes.diagnostics.tensorboard import TensorBoardSink
+            from torchnotes.diagnostics.tensorboard_sink import TensorBoardSink
 
             self._board = TensorBoardSink(log_dir, first_group=first_group, hparams=hparams)
         self._units = UnitTracker(window)

@@ -86,4 +86,5 @@ def _label_layers(axes: Any, labels: Sequence[str]) -> None:
 def _render(figure: Figure) -> Image:
     canvas: Any = figure.canvas
     canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    image: Image = np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return image

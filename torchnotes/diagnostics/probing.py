@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from torchnotes._checks import check_same_shape, describe
 from torchnotes.diagnostics.capture import Capture, role_of, tensors_in
 from torchnotes.diagnostics.report import SignalReport, make_report
-from torchnotes.diagnostics.theory import theory_of
+from torchnotes.diagnostics.theory import Theory, theory_of
 from torchnotes.diagnostics.theory_graph import Recorder
 
 Loss = Callable[..., Tensor]
@@ -77,6 +77,43 @@ def probe(
         if backward or "use_reentrant" not in str(error):
             raise
         return _run(model, args, kwargs, target, loss, backward=True, theory=theory)
+
+
+def expect(model: nn.Module, inputs: Any, target: Any = None, *, loss: Loss | None = None) -> Theory:
+    """Run one pass and say what each layer should have done to the signal, beside what it did.
+
+    The theory is that of wide random layers: second moments and the correlation of samples, activations by quadrature
+    of the very function, dropout, batch and layer normalisation, skip connections, gates. It covers linear and
+    convolutional layers and any elementwise function; for a softmax, a pooling or a recurrent cell it says "no
+    expectation" and why, and goes on behind it.
+
+    Args:
+        model: any module; left as it was found.
+        inputs: as for :func:`probe`.
+        target: as for ``probe``.
+        loss: as for ``probe``.
+
+    Returns:
+        The expectations; ``print`` them for a table.
+
+    Raises:
+        TypeError: as ``probe`` does.
+        ValueError: as ``probe`` does.
+
+    Source: Poole et al. 2016 and Schoenholz et al. 2017 (mean field), He et al. 2015, Yang et al. 2019 (batch norm),
+    Yang and Schoenholz 2017 (skip connections).
+
+    >>> net = nn.Sequential(nn.Linear(512, 512, bias=False), nn.ReLU(), nn.Linear(512, 512, bias=False))
+    >>> for layer in (net[0], net[2]):
+    ...     _ = nn.init.normal_(layer.weight, std=512**-0.5, generator=torch.Generator().manual_seed(0))
+    >>> theory = expect(net, torch.randn(64, 512, generator=torch.Generator().manual_seed(1)))
+    >>> round(theory.layers[0].forward, 1), round(theory.layers[0].backward, 1)  # ReLU at 1/n: √½ each way
+    (0.7, 0.7)
+    """
+    found = probe(model, inputs, target, loss=loss).theory
+    if found is None:
+        raise ValueError("model must not be fully sharded: the theory needs whole weights; probe it before sharding.")
+    return found
 
 
 def _run(

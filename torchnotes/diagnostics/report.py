@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import math
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchnotes.diagnostics.growth import growth_per_layer
 from torchnotes.diagnostics.records import LayerSignal, Moments, Verdict
+from torchnotes.diagnostics.rows import row_of, scale
 from torchnotes.diagnostics.theory import Theory
 
 if TYPE_CHECKING:
@@ -150,25 +150,6 @@ def make_report(
     )
 
 
-def row_of(layer: LayerSignal) -> dict[str, Any]:
-    """A record as one flat dict: ``activation_rms``, ``gradient_log10_rms``, ..."""
-    row: dict[str, Any] = {
-        "layer": layer.label,
-        "kind": layer.kind,
-        "role": layer.role,
-        "depth": layer.depth,
-        "shape": "×".join(map(str, layer.shape)),
-        "dtype": layer.dtype,
-        "fan_in": layer.fan_in,
-        "fan_out": layer.fan_out,
-    }
-    for part in ("activation", "gradient", "weight", "weight_gradient", "bias"):
-        moments = getattr(layer, part)
-        for field in dataclasses.fields(Moments):
-            row[f"{part}_{field.name}"] = None if moments is None else getattr(moments, field.name)
-    return row
-
-
 def table_of(layers: Sequence[LayerSignal], first_bad_layer: str | None = None, theory: Theory | None = None) -> Any:
     """A rich table, one line a record; the first bad layer is marked.
 
@@ -229,16 +210,6 @@ def _expected(layers: Sequence[LayerSignal], theory: Theory | None) -> tuple[dic
 
 def _rescaled(moments: Moments, factor: float) -> str:
     return f"{10 ** (moments.log10_rms + math.log10(factor)):.3g}" if math.isfinite(moments.log10_rms) else "–"
-
-
-def scale(moments: Moments | None) -> str:
-    """An rms as text; from log₁₀, so that what float32 could not square still has its digits."""
-    if moments is None:
-        return ""
-    bad = f" +{moments.nonfinite} non-finite" if moments.nonfinite else ""
-    if math.isnan(moments.log10_rms):
-        return f"{moments.nonfinite} non-finite" if moments.nonfinite else "empty"
-    return ("0" if moments.log10_rms == -math.inf else f"{10**moments.log10_rms:.3g}") + bad
 
 
 def _number(value: float) -> str:
