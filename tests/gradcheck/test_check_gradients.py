@@ -209,3 +209,19 @@ def test_keyword_inputs_tied_weights_and_a_model_that_returns_its_cost():
     report = check_gradients(seeded(Tied()), {"x": data()[0], "scale": torch.tensor(2.0)})
     assert report.verdict == "correct"
     assert list(report.by_parameter) == ["a.weight", "a.bias", "b.bias"]
+
+
+@pytest.mark.parametrize("method", ["exact", "projected"])
+def test_embeddings_with_sparse_gradients_and_repeated_indices(method):
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.out = nn.Embedding(7, 4, sparse=True), nn.Linear(4, 3)
+
+        def forward(self, words):
+            return self.out(self.table(words).mean(1))
+
+    words = torch.tensor([[1, 1, 2], [0, 3, 3], [1, 6, 6], [2, 2, 2]])
+    model = seeded(Words().double())
+    report = check_gradients(model, words, torch.tensor([0, 1, 2, 1]), loss=F.cross_entropy, method=method)
+    assert report.verdict == "correct", str(report)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from torchnotes.gradcheck._nested import arriving, complaint_of, inner_nodes, strided, transposed
+from torchnotes.gradcheck._objective import dense
 from torchnotes.gradcheck._precision import rounding
 from torchnotes.gradcheck._subject import Subject
 from torchnotes.gradcheck.compare import norm
@@ -99,7 +100,7 @@ class Contracts:
             )
         )
         got = [next(found) if v.requires_grad else None for v in self.values]
-        return [torch.zeros_like(v) if g is None else g.detach() for v, g in zip(self.values, got, strict=True)]
+        return [torch.zeros_like(v) if g is None else dense(g.detach()) for v, g in zip(self.values, got, strict=True)]
 
     def run(self) -> Iterator[Finding]:
         """Every contract in turn; one that raises is a finding too."""

@@ -78,14 +78,19 @@ class Objective:
         On a fresh graph: resetting a buffer, such as a running mean, invalidates every graph that saved it.
         """
         y = self()
-        return [
-            torch.autograd.grad(
-                y, self.tensors, grad_outputs=row, retain_graph=k + 1 < len(self.rows), allow_unused=True
-            )
-            if y.requires_grad
-            else tuple(None for _ in self.tensors)
-            for k, row in enumerate(self.rows)
-        ]
+        if not y.requires_grad:
+            return [tuple(None for _ in self.tensors) for _ in self.rows]
+        found: list[tuple[Tensor | None, ...]] = []
+        for k, row in enumerate(self.rows):
+            more = k + 1 < len(self.rows)
+            got = torch.autograd.grad(y, self.tensors, grad_outputs=row, retain_graph=more, allow_unused=True)
+            found.append(tuple(None if g is None else dense(g) for g in got))
+        return found
+
+
+def dense(gradient: Tensor) -> Tensor:
+    """A gradient with all of its zeros: embeddings may give sparse ones."""
+    return gradient if gradient.layout == torch.strided else gradient.to_dense()
 
 
 class Cost(nn.Module):
