@@ -1,5 +1,6 @@
 # make run          set up .venv, run the main experiment, say how to open its curves
 # make test         set up .venv, then lint, types, import contract, tests
+# make page         run every experiment and build docs/experiments.md from what they found (a quarter of an hour)
 # make tensorboard  open the main experiment's logs at http://localhost:6006 (LOGS=runs for all)
 #
 # PYTHON=python3.12 picks another interpreter; PIP_ARGS="..." is passed to pip (another index, say); ARGS="--quick" to the experiment.
@@ -15,7 +16,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check --quiet -c constraints.txt $(PIP_ARGS)
 
-.PHONY: run test lint types contract pytest tensorboard clean
+.PHONY: run page test lint types contract pytest tensorboard clean
 .DEFAULT_GOAL := run
 
 $(VENV)/.created:
@@ -36,6 +37,9 @@ $(VENV)/.dev: $(VENV)/.experiments
 
 run: $(VENV)/.experiments
 	@$(PY) -m experiments.vanishing_exploding $(ARGS)
+
+page: $(VENV)/.experiments
+	@$(PY) -m experiments.page $(ARGS)
 
 test: lint types contract pytest
 
