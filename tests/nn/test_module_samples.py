@@ -105,6 +105,24 @@ def test_state_dict_copies_pickles_and_exports(make: Any, shape: tuple[int, ...]
     assert_close(exported.module()(*inputs), expected)
 
 
+@pytest.mark.parametrize(("make", "shape", "target"), MODULES, ids=[str(i) for i in range(len(MODULES))])
+def test_compiled_in_training(make: Any, shape: tuple[int, ...], target: Tensor | None):
+    try:
+        make(nn)
+    except TypeError:
+        pytest.skip("the twin of this torch takes no bias=")
+    torch._dynamo.reset()
+    results = []
+    for compiled in (False, True):
+        module = make(tn)
+        call = torch.compile(module, fullgraph=True, backend="aot_eager") if compiled else module
+        x = torch.rand(shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        y = call(x) if target is None else call(x, target)
+        y.square().sum().backward()
+        results.append((y.detach(), x.grad, [p.grad for p in module.parameters()], dict(module.state_dict())))
+    assert_close(results[1], results[0])
+
+
 @pytest.mark.parametrize("layer", [tn.BatchNorm1d, tn.BatchNorm2d])
 def test_the_notes_running_average(layer: type[nn.Module]):
     norm = layer(3, average=0.9)

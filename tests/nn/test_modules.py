@@ -97,8 +97,9 @@ def test_export(pair: Pair, strict: bool):
     assert_close(program.module()(x), module(x))
 
 
-@pytest.mark.parametrize("pair", [p for p in PAIRS if p.name in ("Dense", "MLP")], ids=lambda pair: pair.name)
+@pairs
 def test_compiled_modules(pair: Pair):
+    torch._dynamo.reset()
     module, x = pair.ours(), torch.randn(3, 6)
     expected = run(module, x)
     assert_close(run(torch.compile(module, fullgraph=True, backend="aot_eager"), x), expected)

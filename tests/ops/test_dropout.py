@@ -199,6 +199,17 @@ def test_recomputed_in_a_checkpoint_it_draws_the_same_mask():
             assert torch.equal(gradient != 0, y != 0)
 
 
+@pytest.mark.parametrize("size", [35, 1000, LARGE])
+def test_exported_in_training_it_draws_what_eager_draws(size: int):
+    class Twice(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return drawn_twice(x)
+
+    x = torch.ones(size)
+    program = torch.export.export(Twice(), (x,)).module()
+    assert_close(value_and_gradient(program, size), value_and_gradient(drawn_twice, size), rtol=0, atol=0)
+
+
 def test_with_a_generator_it_is_left_to_eager_by_the_compiler():
     torch._dynamo.reset()
     x = torch.ones(1000)
