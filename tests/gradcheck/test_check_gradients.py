@@ -225,3 +225,30 @@ def test_embeddings_with_sparse_gradients_and_repeated_indices(method):
     model = seeded(Words().double())
     report = check_gradients(model, words, torch.tensor([0, 1, 2, 1]), loss=F.cross_entropy, method=method)
     assert report.verdict == "correct", str(report)
+
+
+@pytest.mark.parametrize("method", ["exact", "projected"])
+def test_a_padding_row_is_no_wrong_gradient(method):
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.out = nn.Embedding(7, 4, padding_idx=0), nn.Linear(4, 3)
+
+        def forward(self, words):
+            return self.out(self.table(words).mean(1))
+
+    words = torch.tensor([[1, 1, 2], [0, 3, 3], [0, 0, 6], [2, 2, 2]])  # J depends on row 0 here
+    model = seeded(Words().double())
+    with torch.no_grad():
+        model.table.weight[0] = 0.5
+    report = check_gradients(model, words, torch.tensor([0, 1, 2, 1]), loss=F.cross_entropy, method=method)
+    assert report.verdict == "correct", str(report)
+    assert any(note.startswith("table: padding_idx=0 withholds the gradient of that row") for note in report.notes)
+    assert model.table.padding_idx == 0
+
+
+@pytest.mark.parametrize("scale", [1e8, 1e-12])
+def test_the_scale_of_j_does_not_decide(scale):
+    x, y = data()
+    model = seeded(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)))
+    assert check_gradients(model, x, y, loss=lambda o, t: scale * F.cross_entropy(o, t)).verdict == "correct"

@@ -155,6 +155,31 @@ def dropout_mode(module: nn.Module, mode: Dropout) -> Iterator[None]:
                 setattr(m, attribute, value)
 
 
+@contextmanager
+def padding_rows(model: nn.Module) -> Iterator[list[str]]:
+    """Let embeddings differentiate their padding rows for the length of the block; yields a note for each that did not.
+
+    ``padding_idx`` withholds a row's gradient on purpose, though J depends on the row wherever the padding word occurs.
+    It changes nothing forward, so the rest of the gradient is checked as it is.
+    """
+    held = [
+        (name, m, m.padding_idx)
+        for name, m in model.named_modules()
+        if isinstance(m, nn.Embedding) and m.padding_idx is not None
+    ]
+    try:
+        for _, m, _ in held:
+            m.padding_idx = None
+        yield [
+            f"{name or 'the model'}: padding_idx={row} withholds the gradient of that row on purpose; "
+            "it was checked as if it were not withheld"
+            for name, _, row in held
+        ]
+    finally:
+        for _, m, row in held:
+            m.padding_idx = row
+
+
 def _dropout_settings(module: nn.Module) -> Iterator[tuple[str, Any]]:
     if "dropout" in type(module).__name__.lower():
         yield "training", False

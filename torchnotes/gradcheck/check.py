@@ -36,7 +36,7 @@ from torchnotes.gradcheck._precision import precision_finding, rounding
 from torchnotes.gradcheck._progress import Progress, Watched
 from torchnotes.gradcheck._progress import progress as show_progress
 from torchnotes.gradcheck._projected import EVALUATIONS, check_projected
-from torchnotes.gradcheck._state import Dropout, dropout_mode, preserved
+from torchnotes.gradcheck._state import Dropout, dropout_mode, padding_rows, preserved
 from torchnotes.gradcheck.compare import worst_verdict
 from torchnotes.gradcheck.function import check_function
 from torchnotes.gradcheck.recheck import warn_if_training
@@ -121,7 +121,9 @@ def check_gradients(
         objective = model_objective(cost, *data, parameters, generators)
         stack.enter_context(preserved(cost, objective.random))
         stack.enter_context(dropout_mode(cost, dropout))
+        padding = stack.enter_context(padding_rows(cost.model))
         y, notes = _first_evaluation(objective, original if cost is not original else None)
+        notes += padding
         coarse = _precision(objective)
         separate = len(y) == 2
         device = y.device
