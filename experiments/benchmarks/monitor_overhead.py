@@ -41,6 +41,7 @@ class Config:
     batch: int = 256
     rounds: int = 4
     steps: int = 50  # in a block: a monitor that logs every 50th step logs once in each
+    peer_steps: int = 5  # in a block of the other libraries' hooks, every step of which is logged
     device: str = "cpu"
     json: Path | None = None
 
@@ -131,16 +132,17 @@ def measure(config: Config) -> list[Row]:
         steps = {name: make_step(config, watch) for name, watch in variants(Path(folder)).items()}
         times: dict[str, list[float]] = {name: [] for name in steps}
         for step in steps.values():
-            for _ in range(5):
-                step()
+            step()
+            step()
         for _ in range(config.rounds):
             for name, step in steps.items():
+                count = config.peer_steps if "-style" in name else config.steps
                 _synchronize(config)
                 start = time.perf_counter()
-                for _ in range(config.steps):
+                for _ in range(count):
                     step()
                 _synchronize(config)
-                times[name].append((time.perf_counter() - start) / config.steps)
+                times[name].append((time.perf_counter() - start) / count)
     rows = []
     for name, taken in times.items():
         ratios = [a / b for a, b in zip(taken, times["bare"], strict=True)]
