@@ -136,7 +136,15 @@ def test_same_seed_same_numbers(tmp_path: Path) -> None:
 def test_interrupted_run_leaves_readable_logs(tmp_path: Path) -> None:
     # The full run: of a quick one nothing may be left to interrupt once the first loss has been seen.
     command = [sys.executable, "-m", MODULE, "--log-dir", str(tmp_path)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background job, which the tests may be, ignores Ctrl-C, and so would everything it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - it takes no lock
+    )
     try:
         tag = f"{tags.TRAINING.format(rate=0.003)}/loss"
         deadline = time.monotonic() + 200
