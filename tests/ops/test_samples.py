@@ -48,7 +48,9 @@ def samples(name: str, dtype: torch.dtype) -> Iterator[tuple[str, Callable[..., 
     for info in op_infos(name):
         if dtype not in info.dtypes:
             continue  # a second entry for another device
-        for number, sample in enumerate(info.sample_inputs("cpu", dtype, requires_grad=True)):
+        torch.manual_seed(0)  # the samples are drawn from PyTorch's global generator, one at a time
+        drawn = list(info.sample_inputs("cpu", dtype, requires_grad=True))
+        for number, sample in enumerate(drawn):
             label = f"{name}{info.variant_test_name and '.' + info.variant_test_name} #{number}: {sample.summary()}"
             yield label, ours, info.op, sample
 
