@@ -26,7 +26,7 @@ from experiments.config import CommonConfig
 from experiments.console import Claim, Table, command_line, progress
 from experiments.figures import blank_figure
 from experiments.logs import VariantLogs, save_figure
-from experiments.report import finish, write_summary
+from experiments.report import finish, terminal, write_summary
 from torchnotes.optim import ExponentialAverage
 
 if TYPE_CHECKING:
@@ -310,10 +310,7 @@ def write_logs(results: Results, logs: VariantLogs) -> None:
 
 def main(config: AveragesConfig, console: Console | None = None) -> Results:
     """Run the experiment, write its logs, print its tables and their reading."""
-    if console is None:
-        from rich.console import Console
-
-        console = Console()
+    console = terminal(console)
     true, days = temperatures(config)
     second = ExponentialAverage(0.98, bias_correction=False)
     second.smooth(days[:2])

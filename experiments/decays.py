@@ -26,7 +26,7 @@ from experiments.convex import Regression
 from experiments.digits import load_digits
 from experiments.figures import blank_figure
 from experiments.logs import VariantLogs, save_figure
-from experiments.report import finish, write_summary
+from experiments.report import finish, terminal, write_summary
 from experiments.threads import one_thread
 from torchnotes.nn import Linear
 from torchnotes.ops import cross_entropy
@@ -293,10 +293,7 @@ def write_logs(results: Results, logs: VariantLogs) -> None:
 
 def main(config: DecaysConfig, console: Console | None = None) -> Results:
     """Run the experiment, write its logs, print its tables and their reading."""
-    if console is None:
-        from rich.console import Console
-
-        console = Console()
+    console = terminal(console)
     digits = load_digits(seed=config.seed, device=config.device)
     if config.quick:
         digits = replace(digits, x_train=digits.x_train[:500], y_train=digits.y_train[:500])

@@ -28,6 +28,7 @@ from experiments.config import CommonConfig
 from experiments.console import Claim, Table, command_line, markdown_reading, print_reading, progress, record
 from experiments.logs import VariantLogs, how_to_open, save_figure
 from experiments.misprints import misprint_claims
+from experiments.report import terminal
 from torchnotes.gradcheck import (
     GradientReport,
     check_function,
@@ -320,10 +321,7 @@ def write_logs(config: GradientCheckingConfig, results: Results, logs: VariantLo
 
 def main(config: GradientCheckingConfig, console: Console | None = None) -> Results:
     """Run the experiment, write its logs, print its tables and their reading."""
-    if console is None:
-        from rich.console import Console
-
-        console = Console()
+    console = terminal(console)
     results = Results(cube=notes_figures())
     assert check_function(lambda t: t**3, torch.tensor(1.0)).ok
     with VariantLogs(config.log_dir / NAME) as logs:

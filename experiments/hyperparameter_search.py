@@ -29,7 +29,7 @@ from experiments.digits import CLASSES, Digits, load_digits
 from experiments.figures import blank_figure
 from experiments.logs import VariantLogs, save_figure
 from experiments.nets import error_rate, new_net
-from experiments.report import finish, write_summary
+from experiments.report import finish, terminal, write_summary
 from experiments.threads import one_thread
 from torchnotes.ops import cross_entropy
 from torchnotes.optim import Adam, Momentum
@@ -380,10 +380,7 @@ def write_logs(results: Results, logs: VariantLogs) -> None:
 
 def main(config: HyperparameterSearchConfig, console: Console | None = None) -> Results:
     """Run the experiment, write its logs, print its tables and their reading."""
-    if console is None:
-        from rich.console import Console
-
-        console = Console()
+    console = terminal(console)
     digits = load_digits(seed=config.seed, device=config.device)
     results = Results(judged=not config.quick)
     with one_thread(), VariantLogs(config.log_dir / NAME) as logs:

@@ -20,7 +20,7 @@ from experiments.batch_norm.reading import WORDS, claims, costs_figure, noise_fi
 from experiments.console import command_line, progress
 from experiments.digits import load_digits
 from experiments.logs import VariantLogs, save_figure
-from experiments.report import finish, write_summary
+from experiments.report import finish, terminal, write_summary
 from experiments.threads import one_thread
 
 if TYPE_CHECKING:
@@ -63,10 +63,7 @@ def write_logs(results: Results, logs: VariantLogs) -> None:
 
 def main(config: BatchNormConfig, console: Console | None = None) -> Results:
     """Run the experiment, write its logs, print its tables and their reading."""
-    if console is None:
-        from rich.console import Console
-
-        console = Console()
+    console = terminal(console)
     digits = load_digits(seed=config.seed, device=config.device)
     results = Results(judged=not config.quick)
     with one_thread(), VariantLogs(config.log_dir / NAME) as logs:

@@ -20,7 +20,7 @@ from experiments.mini_batches.measuring import (
     time_sizes,
 )
 from experiments.mini_batches.reading import claims, noise_figure, paths_figure, race_figure, tables
-from experiments.report import finish, write_summary
+from experiments.report import finish, terminal, write_summary
 from experiments.threads import one_thread
 
 if TYPE_CHECKING:
@@ -59,10 +59,7 @@ def write_logs(results: Results, logs: VariantLogs) -> None:
 
 def main(config: MiniBatchesConfig, console: Console | None = None) -> Results:
     """Run the experiment, write its logs, print its tables and their reading."""
-    if console is None:
-        from rich.console import Console
-
-        console = Console()
+    console = terminal(console)
     digits = load_digits(seed=config.seed, device=config.device)
     if config.quick:
         digits = replace(digits, x_train=digits.x_train[:500], y_train=digits.y_train[:500])

@@ -20,7 +20,7 @@ from experiments.optimizers.measuring import (
     plateau_and_saddle,
 )
 from experiments.optimizers.reading import claims, tables
-from experiments.report import finish, write_summary
+from experiments.report import finish, terminal, write_summary
 from experiments.threads import one_thread
 
 if TYPE_CHECKING:
@@ -59,10 +59,7 @@ def write_logs(results: Results, logs: VariantLogs) -> None:
 
 def main(config: OptimizersConfig, console: Console | None = None) -> Results:
     """Run the experiment, write its logs, print its tables and their reading."""
-    if console is None:
-        from rich.console import Console
-
-        console = Console()
+    console = terminal(console)
     digits = load_digits(seed=config.seed, device=config.device)
     results = Results(judged=not config.quick)
     with one_thread(), VariantLogs(config.log_dir / NAME) as logs:
