@@ -29,7 +29,7 @@ _WINNERS = {"amax": torch.amax, "amin": torch.amin, "aminmax": torch.amax, "max"
 _LOSS_WITH_DELTA = {"smooth_l1_loss", "huber_loss"}
 
 
-class BranchRecorder(TorchDispatchMode):
+class _Decisions:
     """Records every discrete decision of the operations run under it, below autograd.
 
     Recorded are: the integer and boolean outputs of every operation (comparisons, positions of maxima, sorted orders,
@@ -79,6 +79,14 @@ class BranchRecorder(TorchDispatchMode):
             axes = list(range(x.dim())) if dim is None or dim == [] else dim
             if x.dim():
                 self.decisions.append(x == _WINNERS[name](x, dim=axes, keepdim=True))
+
+
+class BranchRecorder(_Decisions, TorchDispatchMode):
+    """The recorder as a mode: ``with BranchRecorder() as recorder:``.
+
+    PyTorch wraps what a mode itself defines so that its first operation imports its compiler, which takes two seconds
+    of every process; what it inherits from a class that is no mode is left as it is.
+    """
 
 
 def _side(x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ FINE = torch.finfo(torch.float64).eps
 NAME = "float64 throughout"
 
 
-class CastRecorder(TorchDispatchMode):
+class _Casts:
     """Records the coarsest dtype to which float64 values were rounded, below autograd and inside custom Functions.
 
     Conversions that lose nothing (a mask, labels, whole numbers) do not count.
@@ -46,6 +46,10 @@ class CastRecorder(TorchDispatchMode):
         if eps <= max(FINE, self.eps) or bool(torch.isclose(out.to(source.dtype), source, rtol=0, atol=0).all()):
             return
         self.eps, self.coarsest = eps, out.dtype
+
+
+class CastRecorder(_Casts, TorchDispatchMode):
+    """The recorder as a mode, made of two classes for the reason given at `BranchRecorder`."""
 
 
 def rounding(evaluate: Callable[[], object]) -> tuple[float, str]:
