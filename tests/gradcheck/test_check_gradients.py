@@ -252,3 +252,21 @@ def test_the_scale_of_j_does_not_decide(scale):
     x, y = data()
     model = seeded(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)))
     assert check_gradients(model, x, y, loss=lambda o, t: scale * F.cross_entropy(o, t)).verdict == "correct"
+
+
+class HookInForward(nn.Linear):
+    """Registers one more hook with every call, so that the gradient is another each time: no round-off."""
+
+    def forward(self, x):
+        if torch.is_grad_enabled():
+            self.weight.register_hook(lambda g: g + 1e-5 * (torch.arange(g.numel()) == 5).view_as(g))
+        return super().forward(x)
+
+
+def test_a_gradient_that_differs_with_every_backward_is_not_excused_as_round_off():
+    x, y = data()
+    model = seeded(nn.Sequential(nn.Linear(6, 4), nn.Tanh(), HookInForward(4, 3)).double())
+    report = check_gradients(model, x, y, loss=F.cross_entropy)
+    assert report.verdict == "wrong"
+    assert report.by_parameter["2.weight"].wrong == 1
+    assert report.worst(1)[0].index == (1, 1)
