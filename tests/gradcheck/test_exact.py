@@ -181,7 +181,6 @@ def test_the_mean_of_squares_is_taken_by_rows_with_the_width_last():
     want = torch.stack([F.mse_loss(o, target) for o in outputs])
     torch.testing.assert_close(many(outputs), want, rtol=1e-14, atol=0)
     assert many._way == many._by_rows
-    assert not many._turned
 
 
 def test_inputs_of_zero_are_skipped():

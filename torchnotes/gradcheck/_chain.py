@@ -4,6 +4,9 @@ Moving one weight W[j, k] by h changes one column of the layer's output, z[:, j]
 activation it is still one column, a[:, j]. The next layer's output changes by the rank-one (a' − a)[:, j] ⊗ V[:, j].
 From there on everything is recomputed, for many perturbations at once: samples of all of them are rows of one matrix.
 The arithmetic saved is the layers before the perturbed one and nearly all of the two around it.
+
+Where all weights of a layer are asked for at one step, even that is done for a few shifts of each unit only, and all
+weights that shift it read their differences there: see `_curves`.
 """
 
 from __future__ import annotations
@@ -14,11 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchnotes.gradcheck._evaluate import Evaluator
+from torchnotes.gradcheck._curves import POINTS, Curves, Fit
+from torchnotes.gradcheck._evaluate import Evaluator, LoopEvaluator, taken
 from torchnotes.gradcheck._losses import ManyLosses, close
-from torchnotes.gradcheck._objective import Cost, Objective
+from torchnotes.gradcheck._objective import ULP, Cost, Objective
 
 WORTH_SKIPPING = 0.2  # share of exact zeros in a layer's input from which grouping by input unit pays
+WORTH_SHARING = 16  # weights of one unit from which its curve, at about ten shifts, is less work than each by itself
+SPOTS = 2  # entries of every block of curves, on both sides, that are held to the plain loop
+SPOT_SIGMAS = 16.0
+MOST_FITS = 8  # blocks of curves kept, each a twentieth of the memory allowed
 CACHE = 3 << 20  # bytes of activations held at once: beyond the cache the arithmetic waits for memory
 
 
@@ -62,6 +70,10 @@ class ChainEvaluator:
         self._transposed: dict[int, Tensor] = {}
         self._zeros: dict[int, float] = {}
         self._room = torch.empty(0)
+        self._curves: dict[int, Curves] = {}
+        self._fits: dict[tuple[int, float, int], Fit | None] = {}
+        self._memory, self._spots = memory, torch.Generator().manual_seed(0)
+        self._loop = LoopEvaluator(objective, base)
         owners = {id(p): (c, n) for c, call in enumerate(calls) for n, p in call.module.named_parameters(recurse=False)}
         for t, tensor in enumerate(objective.tensors):
             self._place[t] = owners[id(tensor)]
@@ -70,14 +82,94 @@ class ChainEvaluator:
         """See `Evaluator.delta`."""
         c, which = self._place[t]
         with torch.no_grad():
-            costs = (self._by_source if which == "weight" and self._sparse(c) else self._in_order)(
-                c, which, index, step
-            )
+            change = (self._by_curves if self._shared(c, which, index, step) else self._directly)(c, which, index, step)
         self.objective.evaluations += len(index)
-        total = self.objective.rows[:, :1] * (costs - self.base[0])
+        total = self.objective.rows[:, :1] * change
         if self._penalty is not None:
             total += self.objective.rows[:, 1:] * self._penalty.delta(t, index, step)
         return total
+
+    def _directly(self, c: int, which: str, index: Tensor, step: Tensor) -> Tensor:
+        """The change of the data cost by every perturbation, each evaluated: (n,)."""
+        run = self._by_source if which == "weight" and self._sparse(c) else self._in_order
+        return run(c, which, index, step) - self.base[0]
+
+    def _shared(self, c: int, which: str, index: Tensor, step: Tensor) -> bool:
+        """Whether so many weights of each unit are moved, all equally far, that its curve is worth measuring."""
+        n_in = self._calls[c].x.shape[1]
+        return (
+            which == "weight"
+            and n_in >= WORTH_SHARING
+            and len(index) >= n_in
+            and bool((step.abs() == step[0].abs()).all() & (step[0] != 0))
+            and self._loss.separable
+        )
+
+    def _by_curves(self, c: int, which: str, index: Tensor, step: Tensor) -> Tensor:
+        """The same, read off the curves of the units; where these are not smooth, evaluated."""
+        block = index // self._calls[c].x.shape[1] // self._block(c)
+        change = torch.zeros_like(step)
+        for number in block.unique().tolist():
+            here = (block == number).nonzero().view(-1)
+            fit = self._fitted(c, float(step[0].abs()), number)
+            if fit is None:
+                change[here] = self._directly(c, which, index[here], step[here])
+            else:
+                change[here] = self._read(c, fit, number, index[here], step[here])
+        return (self.base[0] + change) - self.base[0]  # a cost is a float64 number on either side, as in the plain loop
+
+    def _read(self, c: int, fit: Fit, block: int, index: Tensor, step: Tensor) -> Tensor:
+        """The change by perturbations of one block's weights: smooth curves read, the samples of others evaluated."""
+        n_in = self._calls[c].x.shape[1]
+        unit, source = index // n_in - block * self._block(c), index % n_in
+        fraction = self._taken(c, "weight", index, step) / step[0].abs()
+        change = self._curves[c].read(fit, unit, source, fraction)
+        for u in fit.rough.any(1).nonzero().view(-1).tolist():
+            rows, of_unit = fit.rough[u].nonzero().view(-1), (unit == u).nonzero().view(-1)
+            for some in of_unit.split(self._at_once(c, len(rows))):
+                if len(some):
+                    change[some] += self._costs(c, "weight", index[some], step[some], rows) - self.base[0]
+        return change
+
+    def _block(self, c: int) -> int:
+        """Units whose curves are kept together."""
+        return max(8, self._memory // (256 * len(POINTS) * max(len(self._calls[c].x), 1)))
+
+    def _fitted(self, c: int, h: float, block: int) -> Fit | None:
+        """The curves of a block of units, once they agree with the plain loop; None if they are of no use."""
+        key = (c, h, block)
+        if key not in self._fits:
+            if c not in self._curves:
+                self._curves[c] = Curves(lambda unit, shift: self._terms(c, unit, shift), self._calls[c].x)
+            if len(self._fits) >= MOST_FITS or any(k[0] != c for k in self._fits):
+                self._fits.clear()
+            size = self._block(c)
+            units = torch.arange(self._calls[c].y.shape[1], device=self.base.device)[block * size :][:size]
+            fit = self._curves[c].fit(units, h)
+            self._fits[key] = None if fit.useless or not self._spot_on(c, h, block, fit) else fit
+        return self._fits[key]
+
+    def _spot_on(self, c: int, h: float, block: int, fit: Fit) -> bool:
+        """Whether curves give the plain loop's differences at this very step, to the round-off of either."""
+        tensor = _tensor(self._calls[c].module.weight)
+        first = block * self._block(c) * tensor.shape[1]
+        some = torch.randint(fit.rough.shape[0] * tensor.shape[1], (SPOTS,), generator=self._spots)
+        index = first + some.to(tensor.device).repeat(2)
+        step = torch.full_like(index, h, dtype=torch.float64)
+        step[SPOTS:] *= -1
+        got = self._read(c, fit, block, index, step)
+        want = [self._loop.at(tensor, i, s)[0] for i, s in zip(index.tolist(), step.tolist(), strict=True)]
+        slack = SPOT_SIGMAS * torch.hypot(fit.noise.norm(), ULP * self.base[0])
+        return bool(((got - torch.stack(want)).abs() <= slack + 1e-9 * got.abs()).all())
+
+    def _terms(self, c: int, unit: Tensor, shift: Tensor) -> Tensor:
+        """Every sample's term of the data cost, with unit[n] of call c's output shifted by shift[n, s]: (n, m)."""
+        size = self._at_once(c, shift.shape[1])
+        parts = []
+        for j, d in zip(unit.split(size), shift.split(size), strict=True):
+            column, last = self._elementwise(c, self._turned(self._calls[c].y, None)[j].add_(d))
+            parts.append(self._loss.terms(self._outputs(last, j, column, None)))
+        return torch.cat(parts)
 
     def _at_once(self, c: int, rows: int) -> int:
         widest = max(call.y.shape[1] for call in self._calls[c + 1 :] or self._calls[c:])
@@ -115,15 +207,16 @@ class ChainEvaluator:
         if which == "weight":
             n_in = call.x.shape[1]
             unit, source = index // n_in, index % n_in
-            weight = _tensor(call.module.weight).reshape(-1)[index]
-            taken = (weight + step) - weight
-            moved = self._turned(call.x, rows)[source].mul_(taken.unsqueeze(1))  # (n, m)
+            moved = self._turned(call.x, rows)[source].mul_(self._taken(c, which, index, step).unsqueeze(1))  # (n, m)
         else:
             unit = index
-            bias = _tensor(call.module.bias)[index]
-            moved = ((bias + step) - bias).unsqueeze(1)
+            moved = self._taken(c, which, index, step).unsqueeze(1)
         column, c = self._elementwise(c, self._turned(call.y, rows)[unit].add_(moved))
-        return self._rest(c, unit, column, rows)
+        outputs = self._outputs(c, unit, column, rows)
+        return (self._loss(outputs) if rows is None else self._loss.where(rows, outputs)).double()
+
+    def _taken(self, c: int, which: str, index: Tensor, step: Tensor) -> Tensor:
+        return taken(_tensor(getattr(self._calls[c].module, which)), index, step)
 
     def _turned(self, x: Tensor, rows: Tensor | None) -> Tensor:
         """X with a row for each unit, the whole of it computed once."""
@@ -139,8 +232,8 @@ class ChainEvaluator:
             column = self._calls[c].module(column)
         return column, c
 
-    def _rest(self, c: int, unit: Tensor, column: Tensor, rows: Tensor | None) -> Tensor:
-        """From the changed columns of call c's output to the costs, every perturbation's samples as rows."""
+    def _outputs(self, c: int, unit: Tensor, column: Tensor, rows: Tensor | None) -> Tensor:
+        """From the changed columns of call c's output to the model's, the samples of all as rows: (n, m, width)."""
         n, m = column.shape
         follows = self._calls[c + 1] if c + 1 < len(self._calls) else None
         linear = follows is not None and follows.kind == "linear"
@@ -157,8 +250,7 @@ class ChainEvaluator:
         flat = out.view(-1, out.shape[-1])
         for call in self._calls[c + 1 :]:
             flat = call.module(flat)
-        outputs = flat.view(n, m, -1)
-        return (self._loss(outputs) if rows is None else self._loss.where(rows, outputs)).double()
+        return flat.view(n, m, -1)
 
     def _buffer(self, n: int, shape: torch.Size) -> Tensor:
         """Room for n copies of a layer's output, the same memory every time: it stays in the cache."""

@@ -18,8 +18,7 @@ class ManyLosses:
     """The loss of a stack of outputs that differ from a base output.
 
     A loss that is the mean or sum of one term a sample is taken with ``reduction="none"`` over all samples of all
-    outputs as one batch: with the samples last where it can be (cross-entropy of an image's pixels, as it were), which
-    halves its time, else with the width last. Another is taken by ``vmap``; what neither gives rightly, one by one.
+    outputs as one batch. Another is taken by ``vmap``; what neither gives rightly, one by one.
 
     Args:
         loss: ``loss(output, target)``, or ``loss(output)`` where the target is None.
@@ -31,18 +30,30 @@ class ManyLosses:
         self._loss, self._target, self._base = loss, target, base
         self._targets: dict[int, Tensor] = {}
         self._way: Way | None = None
-        self._turned = False
         self._each: Tensor | None = None
         self._single, self._summed = _without_reduction(loss, target)
 
     def __call__(self, outputs: Tensor) -> Tensor:
         """(n, samples, width) -> (n,)."""
         if self._way is None:
-            ways: list[Way] = (
-                [torch.vmap(self._one)] if self._single is None else [self._by_rows, torch.vmap(self._one)]
-            )
-            self._way = next((w for w in ways if self._same(w, outputs[:3])), self._loop)
+            self._way = self._choose(outputs[:3])
         return self._way(outputs)
+
+    def _choose(self, outputs: Tensor) -> Way:
+        ways: list[Way] = [torch.vmap(self._one)] if self._single is None else [self._by_rows, torch.vmap(self._one)]
+        return next((w for w in ways if self._same(w, outputs)), self._loop)
+
+    @property
+    def separable(self) -> bool:
+        """Whether the loss is the mean or sum of one term a sample."""
+        if self._way is None:
+            self._way = self._choose(self._base.expand(2, *self._base.shape))
+        return self._way == self._by_rows
+
+    def terms(self, outputs: Tensor) -> Tensor:
+        """What each sample adds to a separable loss: (n, samples, width) -> (n, samples)."""
+        each = self._terms(outputs, self._repeated(len(outputs)))
+        return each.sum(2) if self._summed else each.sum(2) / each[0].numel()
 
     def where(self, rows: Tensor, outputs: Tensor) -> Tensor:
         """The same for outputs (n, rows, width) of some samples, where all the others are as in the base."""
@@ -72,14 +83,10 @@ class ManyLosses:
 
     def _repeated(self, n: int, rows: Tensor | None = None) -> Tensor:
         target: Tensor = self._target if rows is None else self._target[rows]
-        if self._turned:
-            return target.expand(n, *target.shape).contiguous()
         return target.repeat(n, *[1] * (target.dim() - 1))
 
     def _terms(self, outputs: Tensor, target: Tensor) -> Tensor:
         assert self._single is not None
-        if self._turned:
-            return self._single(outputs.transpose(1, 2).contiguous(), target)
         return self._single(outputs.flatten(0, 1), target).view(*outputs.shape[:2], -1)
 
     def _reduce(self, each: Tensor) -> Tensor:
