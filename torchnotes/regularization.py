@@ -78,7 +78,7 @@ class Penalty:
         check_penalty(self.lambd, m)
         weights = list(self.weights(model).values())
         if not weights:
-            return torch.zeros(())
+            return torch.zeros((), device=next((p.device for p in model.parameters()), None))
         return _PENALTIES[self.kind](weights, self.lambd, m)
 
     @staticmethod

@@ -200,6 +200,7 @@ class ManualDecay(Decay):
 
     def __init__(self, optimizer: Optimizer, rates: Mapping[int, float] | None = None, last_epoch: int = -1) -> None:
         self.rates: dict[int, float] = {}
+        self._first_rate: float | None = None
         for epoch, rate in (rates or {}).items():
             self._enter(epoch, rate)
         super().__init__(optimizer, last_epoch)
@@ -221,13 +222,14 @@ class ManualDecay(Decay):
         given = [start for start in self.rates if start <= epoch]
         if not given:
             return 1.0
-        base = float(self.base_lrs[0])
-        if base <= 0:
+        if self._first_rate is None:  # read once: it may lie on a GPU, which would be waited for
+            self._first_rate = float(self.base_lrs[0])
+        if self._first_rate <= 0:
             raise ValueError(
-                f"the optimiser's first learning rate must be positive to be decayed, got {base!r}; "
+                f"the optimiser's first learning rate must be positive to be decayed, got {self._first_rate!r}; "
                 "put a group with a positive rate first."
             )
-        return self.rates[max(given)] / base
+        return self.rates[max(given)] / self._first_rate
 
     def _enter(self, epoch: Any, rate: Any) -> None:
         if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
