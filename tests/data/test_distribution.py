@@ -60,6 +60,7 @@ def test_one_class_and_constant_columns_are_the_same():
     [
         (lambda: compare_distributions(torch.zeros(5, 2), torch.zeros(5, 3)), "rows of the same shape"),
         (lambda: compare_distributions(torch.zeros(1, 2), torch.zeros(5, 2)), "first must have at least 2 rows"),
+        (lambda: compare_distributions(torch.zeros(5, 0), torch.zeros(5, 0)), "first must have at least one column"),
         (lambda: compare_distributions(torch.full((5, 1), torch.nan), torch.zeros(5, 1)), "free of NaN"),
         (
             lambda: compare_distributions(torch.zeros(5, 1), torch.zeros(5, 1), significance=0.0),

@@ -318,6 +318,11 @@ def test_fold_refuses_other_layers(layer):
         (lambda: InputNormalizer().fit(torch.zeros(0, 3)), ValueError, "must hold at least one sample"),
         (lambda: InputNormalizer().fit([]), ValueError, "must hold at least one batch, got an empty iterable"),
         (lambda: InputNormalizer().fit([{"x": 1}]), TypeError, "a batch must be a tensor or a sequence"),
+        (
+            lambda: InputNormalizer().fit(np.zeros((2, 2))),
+            TypeError,
+            r"got ndarray .*; convert an array .* torch\.as_tensor",
+        ),
         (lambda: InputNormalizer().fit(torch.zeros(2, 2, dtype=torch.bool)), TypeError, "real numbers, got dtype bool"),
         (lambda: InputNormalizer().fit(torch.zeros(2, 2, dtype=torch.cfloat)), TypeError, "got dtype complex64"),
         (lambda: InputNormalizer(3).fit(torch.zeros(2, 2)), ValueError, "x must have 3 features on axis -1, got 2"),

@@ -19,6 +19,11 @@ def test_the_notes_shares(rows, sizes):
     assert [len(indices) for indices in split.indices] == sizes
 
 
+@pytest.mark.parametrize(("rows", "sizes"), [(3, [1, 1, 1]), (4, [2, 1, 1]), (5, [3, 1, 1])])
+def test_every_set_has_a_sample_where_there_are_enough(rows, sizes):
+    assert [len(indices) for indices in train_dev_test_split(torch.arange(rows)).indices] == sizes
+
+
 @given(rows=st.integers(10, 300), seed=st.integers(0, 3), how=st.sampled_from(["plain", "stratify", "groups"]))
 @settings(max_examples=60, deadline=None)
 def test_no_row_is_lost_or_in_two_sets(rows, seed, how):
@@ -106,6 +111,16 @@ X = torch.arange(10)
         (lambda: train_dev_test_split(X, fractions=(0.5, 0.5)), ValueError, "three shares .* that add up to 1"),
         (lambda: train_dev_test_split(X, fractions=(0.5, 0.4, 0.2)), ValueError, "that add up to 1, got"),
         (lambda: train_dev_test_split(X, fractions=(1.2, -0.1, -0.1)), ValueError, r"three shares in \[0, 1\]"),
+        (
+            lambda: train_dev_test_split(X, fractions="60/20/20"),
+            ValueError,
+            "fractions must be three shares .*, got str",
+        ),
+        (
+            lambda: train_dev_test_split(X, fractions=0.6),
+            ValueError,
+            "fractions must be three shares .*, got float 0.6",
+        ),
         (lambda: train_dev_test_split(X[:2]), ValueError, "needs a sample, got none for test out of 2 rows"),
         (
             lambda: train_dev_test_split(X, stratify=X),

@@ -238,6 +238,36 @@ def test_state_moves_both_ways_between_the_twins(name, start):
     assert_same(params, others, rtol=1e-12, atol=1e-12)
 
 
+OTHERS = [
+    torch.optim.SGD,
+    torch.optim.RMSprop,
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.NAdam,
+    torch.optim.LBFGS,
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "saved_by"), [(name, other) for name in TWINS for other in OTHERS if other is not TWINS[name][1]]
+)
+def test_the_state_of_another_rule_is_refused_and_nothing_changes(name, saved_by):
+    ours, _ = _make(name)
+    whole, params, others = (small_parameters() for _ in range(3))
+    run(ours, whole, steps=4)
+    optimizer, other = run(ours, params, steps=3), saved_by(others, lr=0.5)
+    if saved_by is not torch.optim.LBFGS:
+        set_gradients(others, 0)
+        other.step()
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(ValueError, match=r"load (it|the state) into (the rule that saved it|AdamW)"):
+        optimizer.load_state_dict(other.state_dict())
+    assert repr(optimizer.state_dict()) == repr(before)
+    set_gradients(params, 3)
+    optimizer.step()
+    assert_same(params, whole, rtol=0, atol=0)
+
+
 @twins
 def test_capturable_counts_on_the_device_with_the_same_path(name):
     ours, theirs = _make(name)

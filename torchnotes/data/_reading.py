@@ -82,7 +82,10 @@ def _check_real(x: object) -> None:
 def _first_entry(batch: object) -> Tensor:
     if isinstance(batch, Sequence) and len(batch) and isinstance(batch[0], Tensor):
         return batch[0]
-    raise TypeError(f"a batch must be a tensor or a sequence that starts with one, got {describe(batch)}; fit inputs.")
+    raise TypeError(
+        f"a batch must be a tensor or a sequence that starts with one, got {describe(batch)}; "
+        "convert an array or a list of rows with torch.as_tensor."
+    )
 
 
 def wrong_size(got: int, wanted: int, name: str, feature_dim: int) -> str:

@@ -70,6 +70,10 @@ def compare_distributions(first: Tensor, second: Tensor, *, significance: float 
         check_tensor(value, name)
         if value.dim() == 0 or len(value) < 2:
             raise ValueError(f"{name} must have at least 2 rows, got shape {tuple(value.shape)}; give it more samples.")
+        if value.numel() == 0:
+            raise ValueError(
+                f"{name} must have at least one column, got shape {tuple(value.shape)}; check its features."
+            )
     if first.shape[1:] != second.shape[1:]:
         raise ValueError(
             f"both sets must have rows of the same shape, got {tuple(first.shape)} and {tuple(second.shape)}; "

@@ -138,10 +138,13 @@ def _count_rows(data: tuple[Any, ...]) -> int:
 def _check_fractions(fractions: Sequence[float] | None, rows: int) -> tuple[float, ...]:
     if fractions is None:
         return (0.6, 0.2, 0.2) if rows < LARGE else (0.98, 0.01, 0.01)
-    shares = tuple(float(share) for share in fractions)
+    try:
+        shares = tuple(float(share) for share in fractions)
+    except (TypeError, ValueError):
+        shares = ()
     if len(shares) != 3 or any(not 0 <= share <= 1 for share in shares) or abs(sum(shares) - 1) > 1e-9:
         raise ValueError(
-            f"fractions must be three shares in [0, 1] that add up to 1, got {tuple(fractions)}; "
+            f"fractions must be three shares in [0, 1] that add up to 1, got {describe(fractions)}; "
             "(0.6, 0.2, 0.2) is usual for small data, (0.98, 0.01, 0.01) for large."
         )
     return shares
@@ -158,12 +161,16 @@ def _labels(values: Tensor, name: str, rows: int) -> Tensor:
 
 
 def _sizes(rows: int, shares: Sequence[float]) -> list[int]:
-    """Whole numbers in proportion to the shares, adding up to ``rows`` (largest remainder)."""
+    """Whole numbers in proportion to the shares, adding up to ``rows`` (largest remainder), and a row for each set."""
     exact = [rows * share for share in shares]
     sizes = [math.floor(value + 1e-9) for value in exact]
     order = sorted(range(len(shares)), key=lambda i: sizes[i] - exact[i])
     for i in order[: rows - sum(sizes)]:
         sizes[i] += 1
+    for i, share in enumerate(shares):
+        largest = max(range(len(sizes)), key=sizes.__getitem__)
+        if share > 0 and sizes[i] == 0 and sizes[largest] > 1:
+            sizes[i], sizes[largest] = 1, sizes[largest] - 1
     return sizes
 
 

@@ -159,11 +159,30 @@ class UpdateRule(Optimizer):
             return [(steps[0], steps[0] == 1)]
         return [(step, step == 1) for step in steps]
 
+    def load_state_dict(self, state_dict: State) -> None:
+        """Go on from a state saved by this rule or by its ``torch.optim`` twin.
+
+        Raises:
+            ValueError: the state of another rule, or with other groups; this optimiser is then as it was before.
+        """
+        before = self.state, self.param_groups
+        try:
+            super().load_state_dict(state_dict)
+        except Exception:
+            self.state, self.param_groups = before
+            raise
+
     def __setstate__(self, state: State) -> None:
         super().__setstate__(state)
         for group in self.param_groups:
             for name, value in self._group_defaults.items():
                 group.setdefault(name, value)
+            missing = self.defaults.keys() - group.keys() - {"differentiable"}  # that one PyTorch puts in by itself
+            if missing:
+                raise ValueError(
+                    f"the state must be one of {type(self).__name__} or of its torch.optim twin, got a group without "
+                    f"{', '.join(sorted(missing))}; load it into the rule that saved it."
+                )
             self._check_group(group)
             for param in group["params"]:
                 _convert_step(self.state.get(param, {}), param, group)
