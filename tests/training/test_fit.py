@@ -10,14 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from tests.training._runs import StopAt, samples, train
 from torchnotes import optim
-from torchnotes.training import Callback, CheckpointError, EarlyStopping, evaluate, fit, predict
-
-
-def _data(m=150, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(m, 4, generator=generator, dtype=torch.float64)
-    return x, (x[:, :1] * x[:, 1:2]).sin()
+from torchnotes.training import Callback, CheckpointError, EarlyStopping, evaluate, predict
 
 
 def _model(dropout=0.0, seed=0):
@@ -26,9 +21,7 @@ def _model(dropout=0.0, seed=0):
 
 
 def _fit(model, data=None, **kwargs):
-    kwargs.setdefault("optimizer", optim.Adam(model.parameters(), 0.01))
-    kwargs = {"loss": F.mse_loss, "epochs": 3, "batch_size": 32, "progress": False, **kwargs}
-    return fit(model, _data() if data is None else data, **kwargs)
+    return train(model, samples(150) if data is None else data, **{"batch_size": 32, **kwargs})
 
 
 def _weights(model):
@@ -36,7 +29,7 @@ def _weights(model):
 
 
 def test_full_batch_equals_a_loop_by_hand():
-    x, y = _data()
+    x, y = samples(150)
     model, twin = _model(), _model()
     run = _fit(model, optimizer=torch.optim.SGD(model.parameters(), 0.1), epochs=20, batch_size=150, shuffle=False)
     optimizer, costs = torch.optim.SGD(twin.parameters(), 0.1), []
@@ -75,7 +68,7 @@ def test_every_sample_is_seen_once_an_epoch_in_a_new_order():
 def test_the_notes_rule_of_batch_sizes_is_the_default():
     model = _model()
     assert _fit(model, batch_size=None).step == 3  # 150 samples: all in one
-    assert _fit(_model(), _data(2000), batch_size=None, epochs=1).step == 32  # 64 at a time
+    assert _fit(_model(), samples(2000), batch_size=None, epochs=1).step == 32  # 64 at a time
 
 
 @pytest.mark.parametrize("pieces", [2, 3, 50])
@@ -101,7 +94,7 @@ def test_clipping_shortens_the_gradient_to_the_norm():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_amp_trains_and_keeps_the_weights_in_their_dtype(dtype):
-    x, y = (value.float() for value in _data())
+    x, y = (value.float() for value in samples(150))
     model = _model().float()
     seen = []
     model[0].register_forward_hook(lambda module, args, output: seen.append(output.dtype))
@@ -119,7 +112,7 @@ def test_scheduler_is_stepped_once_an_epoch_and_the_rate_recorded():
 
 
 def test_dev_set_is_evaluated_in_evaluation_mode():
-    x, y = _data(40, seed=1)
+    x, y = samples(40, seed=1)
     model = _model(dropout=0.5)
     run = _fit(model, dev=(x, y), metrics={"error": lambda out, target: (out - target).abs().mean()})
     found = evaluate(model, x, y, loss=F.mse_loss, batch_size=7)
@@ -131,7 +124,7 @@ def test_dev_set_is_evaluated_in_evaluation_mode():
 def test_a_dataset_trains_like_its_tensors():
     model, twin = _model(), _model()
     _fit(model)
-    _fit(twin, TensorDataset(*_data()))
+    _fit(twin, TensorDataset(*samples(150)))
     torch.testing.assert_close(_weights(model), _weights(twin), rtol=1e-12, atol=0)
 
 
@@ -156,7 +149,7 @@ def test_modes_are_left_as_found():
     model = _model(dropout=0.5)
     model.eval()
     model[2].train()
-    _fit(model, dev=_data(10))
+    _fit(model, dev=samples(10))
     assert [module.training for module in model] == [False, False, True, False]
 
 
@@ -186,7 +179,7 @@ def test_writer_gets_every_figure_by_epoch():
         def add_scalar(self, tag, value, step):
             written.append((tag, step))
 
-    _fit(_model(), writer=Writer(), dev=_data(10), epochs=2)
+    _fit(_model(), writer=Writer(), dev=samples(10), epochs=2)
     tags = ["training/train_loss", "training/lr", "training/dev_loss"]
     assert written == [(tag, step) for step in (1, 2) for tag in tags]
 
@@ -205,9 +198,9 @@ def test_early_stopping_ends_with_the_best_weights():
             if loss < best.get("loss", float("inf")):
                 best.update(loss=loss, weights=_weights(run.model).clone())
 
-    x, y = _data(30)
+    x, y = samples(30)
     stopping = EarlyStopping(patience=5)
-    run = _fit(model, (x, y), dev=_data(60, seed=5), epochs=500, callbacks=[Keep(), stopping])
+    run = _fit(model, (x, y), dev=samples(60, seed=5), epochs=500, callbacks=[Keep(), stopping])
     assert run.stopped
     assert run.epoch == stopping.best_epoch + 5
     assert torch.equal(_weights(model), best["weights"])
@@ -249,7 +242,16 @@ ONE = torch.zeros(2, 1)
         ({"data": (NAN, ONE)}, ValueError, "inputs of train must be finite"),
         ({"data": (ONE[:0], ONE[:0])}, ValueError, "train must hold at least one sample"),
         ({"data": (ONE, ONE[:1])}, ValueError, "train must hold as many targets as inputs"),
-        ({"data": (torch.zeros(2, 4).double(), torch.zeros(2))}, ValueError, "would silently broadcast to"),
+        (
+            {"data": (torch.zeros(2, 4).double(), torch.zeros(2))},
+            ValueError,
+            "the target of train .* silently broadcast to",
+        ),
+        (
+            {"dev": (torch.zeros(2, 4).double(), torch.zeros(2))},
+            ValueError,
+            "the target of dev .* silently broadcast to",
+        ),
         ({"data": ONE}, TypeError, r"train must be a pair of tensors \(x, y\), a dataset with a length or a DataL"),
         ({"data": (ONE, torch.tensor([0, -1]))}, ValueError, "labels of train must count from 0, got -1"),
         ({"dev": (ONE, NAN)}, ValueError, "targets of dev must be finite"),
@@ -266,6 +268,12 @@ ONE = torch.zeros(2, 1)
         ({"scheduler": 3}, TypeError, "scheduler must be a learning-rate scheduler"),
         ({"callbacks": [print]}, TypeError, r"callbacks must be torchnotes\.training\.Callback objects"),
         ({"callbacks": [EarlyStopping()]}, KeyError, "EarlyStopping watches 'dev_loss'"),
+        (
+            {"optimizer": torch.optim.LBFGS(nn.Linear(1, 1).parameters())},
+            TypeError,
+            "got LBFGS, which evaluates the lo",
+        ),
+        ({"checkpoint": "/"}, CheckpointError, "the checkpoint must be a file, got the directory /; name a file in it"),
         ({"checkpoint": "/nowhere/at/all.pt"}, CheckpointError, "the directory of the checkpoint must exist"),
     ],
 )
@@ -274,13 +282,20 @@ def test_errors_say_what_must_hold_and_what_came(kwargs, error, wording):
         _fit(_model(), kwargs.pop("data", None), **kwargs)
 
 
-def test_a_label_beyond_the_models_classes_is_named():
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8])
+def test_a_label_beyond_the_models_classes_is_named(dtype):
     x = torch.zeros(5, 4, dtype=torch.float64)
     model = nn.Linear(4, 3).double()
     with pytest.raises(
         ValueError, match="labels must be below the number of classes, got 3 for a model with 3 outputs"
     ):
-        _fit(model, (x, torch.tensor([0, 1, 2, 3, 0])), loss=F.cross_entropy, batch_size=1)
+        _fit(model, (x, torch.tensor([0, 1, 2, 3, 0], dtype=dtype)), loss=F.cross_entropy, batch_size=1)
+
+
+def test_a_directory_that_cannot_be_written_is_found_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)  # root may write anywhere
+    with pytest.raises(CheckpointError, match=r"the directory of the checkpoint must be writable, got .*; change its"):
+        _fit(_model(), checkpoint=tmp_path / "run.pt", callbacks=[StopAt(1)])
 
 
 def test_a_diverging_loss_is_an_error_and_not_a_checkpoint(tmp_path):

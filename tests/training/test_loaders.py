@@ -23,15 +23,14 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from torchnotes import optim
-from torchnotes.training import Callback, EarlyStopping, evaluate, fit
+from tests.training._runs import Stop, StopAt, samples, train
+from torchnotes.training import EarlyStopping, evaluate
 
 ROOT = Path(__file__).parents[2]
 
 
 def _data(m=50, seed=0):
-    x = torch.randn(m, 4, generator=torch.Generator().manual_seed(seed))
-    return x, x[:, :1].sin()
+    return samples(m, seed, torch.float32)
 
 
 def _model():
@@ -39,12 +38,9 @@ def _model():
     return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 1))
 
 
-def _fit(train, model=None, **kwargs):
+def _fit(data, model=None, **kwargs):
     model = _model() if model is None else model
-    optimizer = kwargs.pop("optimizer", None) or optim.Adam(model.parameters(), 0.01)
-    kwargs = {"loss": F.mse_loss, "epochs": 3, "progress": False, **kwargs}
-    run = fit(model, train, optimizer=optimizer, **kwargs)
-    return run, model.state_dict()
+    return train(model, data, **kwargs), model.state_dict()
 
 
 def _assert_identical(first, second):
@@ -118,22 +114,9 @@ LOADERS = {
 }
 
 
-class Stop(Exception):
-    """In place of a kill."""
-
-
-class StopAt(Callback):
-    def __init__(self, step):
-        self.at = step
-
-    def on_step(self, run):
-        if run.step == self.at:
-            raise Stop
-
-
 @pytest.mark.parametrize("name", LOADERS)
 def test_interrupted_and_resumed_it_ends_with_the_same_bits(tmp_path, name):
-    def train(path, stop_at=None):
+    def run(path, stop_at=None):
         return _fit(
             LOADERS[name](),
             dev=DataLoader(TensorDataset(*_data(20, seed=2)), 8, shuffle=True, generator=_generator()),
@@ -142,13 +125,13 @@ def test_interrupted_and_resumed_it_ends_with_the_same_bits(tmp_path, name):
             checkpoint_every=2,
         )
 
-    whole = train("whole.pt")
+    whole = run("whole.pt")
     # within the first epoch, after a checkpoint at its end, and within the second
     for at in (3, 4, 7) if name != "augmented in workers" else (7,):
         with pytest.raises(Stop):
-            train(f"{at}.pt", at)
+            run(f"{at}.pt", at)
         torch.randn(7), random.random()
-        _assert_identical(train(f"{at}.pt"), whole)
+        _assert_identical(run(f"{at}.pt"), whole)
 
 
 def test_the_orders_differ_from_epoch_to_epoch_and_every_sample_comes_once():
@@ -194,7 +177,7 @@ NAN_LATE[40] = float("nan")
 
 
 @pytest.mark.parametrize(
-    ("train", "kwargs", "error", "wording"),
+    ("data", "kwargs", "error", "wording"),
     [
         (_loader(*_data()), {"batch_size": 8}, TypeError, "a DataLoader has its own batch_size, got another beside it"),
         (
@@ -217,18 +200,18 @@ NAN_LATE[40] = float("nan")
         (_data(), {"dev": _loader(_data()[0], NAN_LATE)}, ValueError, "targets of a batch of dev must be finite"),
     ],
 )
-def test_errors_say_what_must_hold_and_what_came(train, kwargs, error, wording):
+def test_errors_say_what_must_hold_and_what_came(data, kwargs, error, wording):
     with pytest.raises(error, match=wording):
-        _fit(train, **kwargs)
+        _fit(data, **kwargs)
 
 
 @pytest.mark.parametrize("kind", ["loader", "dataset"])
 def test_a_label_beyond_the_classes_is_named_in_whatever_batch_it_comes(kind):
     x, y = torch.zeros(6, 4), torch.tensor([0, 1, 2, 0, 1, 3])
-    train = _loader(x, y, 2) if kind == "loader" else TensorDataset(x, y)
+    data = _loader(x, y, 2) if kind == "loader" else TensorDataset(x, y)
     options = {} if kind == "loader" else {"batch_size": 2, "shuffle": False}
     with pytest.raises(ValueError, match="labels must be below the number of classes, got 3 for a model with 3 output"):
-        _fit(train, nn.Linear(4, 3), loss=F.cross_entropy, **options)
+        _fit(data, nn.Linear(4, 3), loss=F.cross_entropy, **options)
 
 
 def test_a_loader_that_lost_its_batches_or_its_size_is_refused_on_resume(tmp_path):

@@ -13,21 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tests.training._runs import Stop, StopAt, samples, train
 from torchnotes import optim
-from torchnotes.training import Callback, CheckpointError, EarlyStopping, fit, load_checkpoint, save_checkpoint
-
-
-class Stop(Exception):
-    """In place of a kill."""
-
-
-class StopAt(Callback):
-    def __init__(self, step):
-        self.at = step
-
-    def on_step(self, run):
-        if run.step == self.at:
-            raise Stop
+from torchnotes.training import CheckpointError, EarlyStopping, fit, load_checkpoint, save_checkpoint
 
 
 def _train(path, stop_at=None, **kwargs):
@@ -277,3 +265,18 @@ def test_a_checkpoint_of_other_options_is_refused(tmp_path):
         ValueError, match="same options, got batch_size 16 there and 32 here; use the same, another file"
     ):
         _train(tmp_path / "run.pt", epochs=2, batch_size=32)
+
+
+def test_a_checkpoint_of_another_model_or_optimiser_is_refused_and_nothing_is_loaded(tmp_path):
+    path, data = tmp_path / "run.pt", samples(20)
+    train(nn.Linear(4, 1).double(), data, checkpoint=path)
+    wide = nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 1)).double()
+    with pytest.raises(
+        ValueError, match=r"must hold this model, got weight \(1, 4\) there and absent here, .* and 3 more"
+    ):
+        train(wide, data, checkpoint=path, epochs=5)
+    model = nn.Linear(4, 1).double()
+    before = model.weight.detach().clone()
+    with pytest.raises(ValueError, match="same options, got optimizer 'Adam' there and 'Momentum' here"):
+        train(model, data, checkpoint=path, epochs=5, optimizer=optim.Momentum(model.parameters()))
+    assert torch.equal(model.weight, before)

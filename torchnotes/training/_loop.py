@@ -21,7 +21,7 @@ from torchnotes.training import _random
 from torchnotes.training._data import label_error
 from torchnotes.training._feed import Feed, Piece
 from torchnotes.training.callbacks import Callback, Run
-from torchnotes.training.checkpoint import CheckpointError, load_checkpoint, remove_unfinished, save_checkpoint
+from torchnotes.training.checkpoint import load_checkpoint, remove_unfinished, save_checkpoint
 from torchnotes.training.evaluate import Loss, mode
 
 
@@ -72,7 +72,7 @@ class Loop:
         self.batch = 0  # batches done in this epoch
         self.rows = 0  # samples of this process done in this epoch
         self.total = torch.zeros((), dtype=torch.float64, device=self.device)  # Σ loss over the samples of this epoch
-        self.checked = False
+        self.unchecked = {"train", "dev"}  # sets of which no output has been seen yet
         self.writer: Any = None
         self.bar: Callable[[int, str], None] | None = None
 
@@ -80,8 +80,6 @@ class Loop:
         """Train to the end."""
         path = self.options.checkpoint
         if path is not None and self.rank == 0:
-            if not path.parent.is_dir():
-                raise CheckpointError(f"the directory of the checkpoint must exist, got {path.parent}; make it first.")
             remove_unfinished(path)
         with mode(self.model, True):
             while self.run.epoch < self.options.epochs and not self.run.stopped:
@@ -129,8 +127,7 @@ class Loop:
         with self.net.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]
             with amp:
                 output = self.net(x)
-                if not self.checked:
-                    self._check_first(output, y)
+                self._check_first(output, y, "train")
                 loss = self.loss(output, y)
             if not isinstance(loss, Tensor) or loss.dim() != 0:
                 raise TypeError(
@@ -142,16 +139,18 @@ class Loop:
             self.total += loss.detach().double() * piece.rows
             self.rows += piece.rows
 
-    def _check_first(self, output: Any, y: Tensor) -> None:
-        """What can only be said once there is an output: do the targets fit it?"""
-        self.checked = True
+    def _check_first(self, output: Any, y: Tensor, name: str) -> None:
+        """What can only be said of a set once there is an output: do the targets fit it?"""
+        if name not in self.unchecked:
+            return
+        self.unchecked.remove(name)
         if not isinstance(output, Tensor):
             return
         if y.dtype.is_floating_point and output.shape != y.shape:
             with contextlib.suppress(RuntimeError):
                 torch.broadcast_shapes(output.shape, y.shape)  # else the loss says what is wrong
-                check_same_shape(output, y, output_name="the model's output", target_name="the target")
-        if y.dtype == torch.int64 and output.dim() == y.dim() + 1:
+                check_same_shape(output, y, output_name="the model's output", target_name=f"the target of {name}")
+        if not y.dtype.is_floating_point and y.dtype != torch.bool and output.dim() == y.dim() + 1:
             feeds, classes = [feed for feed in (self.train, self.dev) if feed is not None], output.shape[1]
             known = [label for feed in feeds if (label := feed.largest_label()) is not None]
             largest = max([int(y.max()), *known])
@@ -192,6 +191,7 @@ class Loop:
         with mode(self.model, False), torch.no_grad():
             for x, y in dev.every(self.device):
                 output = self.model(x)
+                self._check_first(output, y, "dev")
                 rows += len(y)
                 for name, function in functions.items():
                     totals[name] += float(function(output, y)) * len(y)
@@ -234,6 +234,7 @@ class Loop:
             "processes": self.world,
             "callbacks": [type(callback).__name__ for callback in self.callbacks],
             "scheduler": type(self.scheduler).__name__,
+            "optimizer": type(self.optimizer).__name__,
         }
 
     def save(self) -> None:
@@ -265,6 +266,23 @@ class Loop:
             "by_process": by_process,
         }
 
+    def _check_same_model(self, saved: dict[str, Any]) -> None:
+        there, here = (
+            {name: tuple(entry.shape) for name, entry in state.items() if isinstance(entry, Tensor)}
+            for state in (saved, self.model.state_dict())
+        )
+        different = [
+            f"{name} {there.get(name, 'absent')} there and {here.get(name, 'absent')} here"
+            for name in {**there, **here}
+            if there.get(name) != here.get(name)
+        ]
+        if different:
+            more = f" and {len(different) - 3} more" if len(different) > 3 else ""
+            raise ValueError(
+                f"the checkpoint {self.options.checkpoint} must hold this model, got {', '.join(different[:3])}{more}; "
+                "build the model that was saved, or use another file or resume=False."
+            )
+
     def resume(self) -> None:
         """Go on from the checkpoint, if there is one."""
         path = self.options.checkpoint
@@ -282,6 +300,7 @@ class Loop:
                 f"the checkpoint {path} must come from a run with the same options, got {shown}; "
                 "use the same, another file, or resume=False."
             )
+        self._check_same_model(state["model"])
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:

@@ -57,6 +57,22 @@ def save_checkpoint(state: dict[str, Any], path: str | os.PathLike[str]) -> None
         ) from error
 
 
+def check_place(path: Path) -> None:
+    """Refuse a path at which no checkpoint could be written, before hours of training and not after.
+
+    Raises:
+        CheckpointError: its directory is missing or cannot be written, or the path is a directory itself.
+    """
+    if not path.parent.is_dir():
+        raise CheckpointError(f"the directory of the checkpoint must exist, got {path.parent}; make it first.")
+    if path.is_dir():
+        raise CheckpointError(f"the checkpoint must be a file, got the directory {path}; name a file in it.")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise CheckpointError(
+            f"the directory of the checkpoint must be writable, got {path.parent}; change its mode, or choose another."
+        )
+
+
 def remove_unfinished(path: str | os.PathLike[str]) -> None:
     """Remove what processes killed while writing this checkpoint have left beside it, so that it does not pile up."""
     path = Path(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import sys
@@ -20,6 +21,7 @@ from torchnotes.training import _random
 from torchnotes.training._feed import EVALUATED, dev_feed, training_feed
 from torchnotes.training._loop import Loop, Options, processes
 from torchnotes.training.callbacks import Callback, Run
+from torchnotes.training.checkpoint import check_place
 from torchnotes.training.evaluate import Loss
 
 Data = tuple[Tensor, Tensor] | Dataset[Any] | DataLoader[Any]
@@ -100,10 +102,11 @@ def fit(
     Raises:
         TypeError: data or a loss of another kind.
         ValueError: no samples, different numbers of rows, NaN in the data, labels outside the model's classes, a target
-            that would broadcast against the output, an option out of range, or a checkpoint of a run with other
-            options.
+            that would broadcast against the output, an option out of range, or a checkpoint of another model or of a
+            run with other options.
         FloatingPointError: the loss is no longer finite; the last checkpoint was written before.
-        CheckpointError: a checkpoint could not be written or read; the one before is intact.
+        CheckpointError: a checkpoint could not be written or read; the one before is intact. A directory that is
+            missing or cannot be written is found before the first step.
 
     Source: the notes, "mini-batch gradient descent"; SPEC E3, F1 to F8.
 
@@ -140,6 +143,8 @@ def fit(
     evaluated = None if dev is None else dev_feed(dev, batch_size or EVALUATED, world)
     loop = Loop(model, feed, evaluated, loss, dict(metrics or {}), optimizer, scheduler, list(callbacks), options)
     loop.writer = writer
+    if options.checkpoint is not None and loop.rank == 0:
+        check_place(options.checkpoint)
     with _random.seeded(seed + loop.rank), _Bar(progress, loop) as loop.bar:
         if resume:
             loop.resume()
@@ -183,6 +188,12 @@ def _check_parts(
         raise TypeError(f"loss must be a function of output and target, got {describe(loss)}; try F.cross_entropy.")
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {describe(optimizer)}; make one first.")
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise TypeError(
+            f"optimizer must take its step from the gradients, got {type(optimizer).__name__}, which evaluates the "
+            "loss several times a step; write a loop of your own for it."
+        )
     ours = {id(param) for param in model.parameters()}
     if not any(id(param) in ours for group in optimizer.param_groups for param in group["params"]):
         raise ValueError(
