@@ -97,6 +97,15 @@ def plain(tensor: Tensor) -> Tensor:
     return tensor.abs() if tensor.is_complex() else tensor
 
 
+_FLAT_ENDS: dict[str, Ends] = {
+    "tanh": (-0.98, 0.98),
+    "softsign": (-0.98, 0.98),
+    "sigmoid": (0.02, 0.98),
+    "hardsigmoid": (0.0, 1.0),
+    "relu6": (-math.inf, 6.0),
+}
+
+
 def flat_ends(module: nn.Module) -> Ends | None:
     """Where a module's output is flat: within 2 % of an end of its range; None for no flat end, or an unknown module.
 
@@ -106,13 +115,12 @@ def flat_ends(module: nn.Module) -> Ends | None:
     if name == "Hardtanh":
         low, high = float(getattr(module, "min_val", -1.0)), float(getattr(module, "max_val", 1.0))
         return low, high
-    return {
-        "Tanh": (-0.98, 0.98),
-        "Softsign": (-0.98, 0.98),
-        "Sigmoid": (0.02, 0.98),
-        "Hardsigmoid": (0.0, 1.0),
-        "ReLU6": (-math.inf, 6.0),
-    }.get(name)
+    return flat_ends_of_function(name.lower())
+
+
+def flat_ends_of_function(name: str) -> Ends | None:
+    """The same of a function by its name in `torch.nn.functional`."""
+    return _FLAT_ENDS.get(name)
 
 
 def from_row(row: Sequence[float]) -> Moments:

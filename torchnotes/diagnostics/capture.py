@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from torchnotes.diagnostics._moments import Ends, Pending, flat_ends
+from torchnotes.diagnostics._moments import Ends, Pending, flat_ends, flat_ends_of_function
 from torchnotes.diagnostics.measuring import Exact, Measurer, Slot
 from torchnotes.diagnostics.records import Direction, LayerSignal, Moments, Role
 from torchnotes.init.following import activation_name
@@ -26,6 +26,26 @@ from torchnotes.init.network import fans, is_layer
 
 Observer = Callable[["Call", Tensor, Direction], None]
 """Told of each output, and of each gradient, as it is recorded: for statistics per unit."""
+
+
+class FunctionCall(nn.Module):
+    """An activation that a model calls as a function, in the shape of a module: records ask for its function.
+
+    Args:
+        function: the activation, with all its arguments but the signal; its ``repr`` says which.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Call it."""
+        return self.function(z)
+
+    def extra_repr(self) -> str:
+        """Which function, with which arguments."""
+        return repr(self.function)
 
 
 @dataclass(slots=True)
@@ -38,6 +58,10 @@ class Site:
     ends: Ends | None
     calls: int = 0
     fans: tuple[torch.Size, tuple[int, int]] | None = None
+    kind: str = ""
+
+    def __post_init__(self) -> None:
+        self.kind = self.kind or type(self.module).__name__
 
     def fans_of(self, weight: Tensor) -> tuple[int | None, int | None]:
         """(n_in, n_out) of its weight, worked out anew where the weight's shape has changed."""
@@ -152,7 +176,7 @@ class Collected:
             records.append(
                 LayerSignal(
                     name=call.site.name,
-                    kind=type(call.site.module).__name__,
+                    kind=call.site.kind,
                     call=call.call,
                     order=order,
                     depth=call.depth,
@@ -213,6 +237,7 @@ class Capture:
         self.busy = False
         self._handles: list[Any] = []
         self._sites: dict[nn.Module, Site] = {}
+        self._function_calls: dict[str, int] = {}
         self._depth = 0
         self._channel_axis = -1
         self._recorded: dict[int, tuple[weakref.ref[Tensor], int]] = {}
@@ -247,6 +272,7 @@ class Capture:
         self._depth, self._channel_axis = 0, -1
         for site in self._sites.values():
             site.calls = 0
+        self._function_calls.clear()
         self._recorded.clear()
         self.recording = True
 
@@ -283,6 +309,27 @@ class Capture:
             own = (place(weight), place(gradient), place(module._parameters.get("bias")))
             weights.append((own, (None, None) if weight is None else call.site.fans_of(weight)))
         return Collected(self.calls, self.measurer.parameters(different), weights, self.measurer)
+
+    def function_called(self, inside: str, kind: str, function: Callable[[Tensor], Tensor], output: Tensor) -> None:
+        """Record an activation that is a function call; hooks see modules only, so whoever sees it has to say so.
+
+        Args:
+            inside: path of the module whose forward called it.
+            kind: its name in `torch.nn.functional`.
+            function: it, with all its arguments but the signal.
+            output: what it returned.
+        """
+        if not self.recording:
+            return
+        name = f"{inside}.{kind}()".lstrip(".")
+        number = self._function_calls.get(name, 0)
+        self._function_calls[name] = number + 1
+        site = Site(name, FunctionCall(function), "activation", flat_ends_of_function(kind), number, kind=kind)
+        self.busy = True
+        try:
+            self._take(site, output)
+        finally:
+            self.busy = False
 
     def _after_forward(self, site: Site, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if torch.compiler.is_compiling() or not self.recording:

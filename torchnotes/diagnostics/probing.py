@@ -39,7 +39,8 @@ def probe(
         target: what the loss compares with.
         loss: a function of output and target, or of the output alone where there is no target; returns a scalar.
         theory: whether to work out what each layer should do beside what it did; it takes as long again as the rest.
-            A fully sharded model has none: its weights are not here as a whole.
+            A fully sharded model has none: its weights are not here as a whole. Activations that the model calls as
+            functions (``F.relu(...)``) have rows only with it.
 
     Returns:
         The report: ``print`` it, or read ``.layers .forward_growth .backward_growth .verdict .first_bad_layer``.
@@ -129,7 +130,8 @@ def _run(
     parameters = [p for p in model.parameters() if p.requires_grad]
     with _as_found(model), Capture(model) as capture, torch.enable_grad():
         capture.begin()
-        with Recorder(model, lambda: capture.busy) if theory else contextlib.nullcontext() as recorder:
+        watching = Recorder(model, lambda: capture.busy, capture.function_called) if theory else None
+        with watching or contextlib.nullcontext() as recorder:
             if recorder is not None:
                 recorder.begin([args, kwargs])
             output = model(*args, **kwargs)

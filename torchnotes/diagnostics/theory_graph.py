@@ -19,8 +19,10 @@ from torch.overrides import TorchFunctionMode
 from torchnotes.diagnostics import theory_steps as steps
 from torchnotes.diagnostics.capture import tensors_in
 from torchnotes.diagnostics.theory_lookup import step_of_call, steps_of_module, taken_whole
+from torchnotes.diagnostics.theory_quadrature import Elementwise
 from torchnotes.diagnostics.theory_state import State, measure_state
 from torchnotes.diagnostics.theory_steps import Step
+from torchnotes.init.following import activation_name
 
 
 @dataclass(eq=False)
@@ -51,7 +53,7 @@ class Node:
 
 @dataclass(frozen=True)
 class ModuleCall:
-    """A module's call as nodes of the graph: where the signal came in and where it left."""
+    """A call of a module, or of an activation as a function, as nodes: where the signal came in and where it left."""
 
     name: str
     kind: str
@@ -66,15 +68,23 @@ class Recorder(TorchFunctionMode):
     Args:
         model: the model.
         ignoring: asked at each call of a function whether it is somebody's measurement and no part of the model.
+        on_activation: told of each activation that is called as a function: the path of the module that called it, its
+            name, the function and what it returned.
 
     Attributes:
         nodes: in the order of execution.
         calls: the module calls, in the order in which they returned.
     """
 
-    def __init__(self, model: nn.Module, ignoring: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        ignoring: Callable[[], bool] = lambda: False,
+        on_activation: Callable[[str, str, Elementwise, Tensor], None] | None = None,
+    ) -> None:
         super().__init__()
         self._ignoring = ignoring
+        self._on_activation = on_activation
         self.nodes: list[Node] = []
         self.calls: list[ModuleCall] = []
         self._model = model
@@ -84,6 +94,7 @@ class Recorder(TorchFunctionMode):
         self._busy = False  # our own arithmetic, in a hook
         self._open: list[tuple[nn.Module, list[Tensor]]] = []
         self._counts: dict[int, int] = {}
+        self._function_counts: dict[str, int] = {}
         self._handles: list[Any] = []
         self._as_one: dict[int, bool] = {}
         self._names: dict[int, str] = {id(module): name for name, module in model.named_modules()}
@@ -113,19 +124,34 @@ class Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the function and record what it made, unless it runs inside a module taken as a whole."""
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        if self._opaque or self._busy or self._ignoring() or not isinstance(result, (Tensor, tuple, list)):
-            return result
+        if self._opaque or self._busy or self._ignoring():
+            return func(*args, **kwargs)
         signals = [tensor for tensor in _floating([args, kwargs]) if id(tensor) in self._of]
-        if not signals:
+        before = [_version(signal) for signal in signals]
+        result = func(*args, **kwargs)
+        if not signals or not isinstance(result, (Tensor, tuple, list)):
             return result
+        untouched = {id(s) for s, version in zip(signals, before, strict=True) if version == _version(s)}
         sources = [self._of[id(tensor)] for tensor in signals]
         for output in _floating(result):
-            if any(output is signal for signal in signals) and getattr(func, "__name__", "")[-1:] != "_":
+            if id(output) in untouched:  # handed through
                 continue
             step = step_of_call(func, args, kwargs, signals, output)
-            self._add(step, sources, output, axis=_axis_after(step, sources[0], output))
+            node = self._add(step, sources, output, axis=_axis_after(step, sources[0], output))
+            kind = activation_name(func) if isinstance(step, steps.Activation) else None
+            if kind is not None:
+                self._function_called(kind, node, output)
         return result
+
+    def _function_called(self, kind: str, node: Node, output: Tensor) -> None:
+        inside = self._name(self._open[-1][0]) if self._open else ""
+        name = f"{inside}.{kind}()".lstrip(".")
+        number = self._function_counts.get(name, 0)
+        self._function_counts[name] = number + 1
+        self.calls.append(ModuleCall(name, kind, number, node.inputs[0], node))
+        if self._on_activation is not None:
+            assert isinstance(node.step, steps.Activation)
+            self._on_activation(inside, kind, node.step.function, output)
 
     def _add(self, step: Step, inputs: list[Node], tensor: Tensor, *, axis: int | None = None) -> Node:
         if axis is None:
@@ -212,6 +238,11 @@ class Recorder(TorchFunctionMode):
 
 def _floating(value: Any) -> Iterator[Tensor]:
     return (tensor for tensor in tensors_in(value) if tensor.dtype.is_floating_point)
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was written to; of those made in inference mode nobody counts."""
+    return -1 if tensor.is_inference() else tensor._version
 
 
 def _axis_after(step: Step, source: Node, output: Tensor) -> int:

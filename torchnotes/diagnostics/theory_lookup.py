@@ -170,6 +170,42 @@ def _sample_norm(name: str, module: nn.Module, x: Tensor) -> Step:
     return steps.SampleNorm(name, units, centred, *moments, 1e-6 if eps is None else float(eps))
 
 
+class FunctionOfOne:
+    """A function's call with the signal taken out: z ↦ f(…, z, …). It keeps the other arguments, and no activation.
+
+    Args:
+        function: what was called.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        signal: the one among them that z takes the place of.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], signal: Tensor
+    ) -> None:
+        self.function = function
+        self._places = [i for i, argument in enumerate(args) if argument is signal]
+        self._names = [key for key, argument in kwargs.items() if argument is signal]
+        self._args = [None if argument is signal else argument for argument in args]
+        self._kwargs = {key: None if argument is signal else argument for key, argument in kwargs.items()}
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Call the function with z in the signal's place."""
+        args, kwargs = list(self._args), dict(self._kwargs)
+        for place in self._places:
+            args[place] = z
+        for key in self._names:
+            kwargs[key] = z
+        result = self.function(*args, **kwargs)
+        assert isinstance(result, Tensor)
+        return result
+
+    def __repr__(self) -> str:
+        given = [repr(a) for i, a in enumerate(self._args) if i not in self._places]
+        given += [f"{key}={a!r}" for key, a in self._kwargs.items() if key not in self._names]
+        return f"{getattr(self.function, '__name__', 'function')}({', '.join(['z', *given])})"
+
+
 def step_of_call(
     function: Callable[..., Any],
     args: Sequence[Any],
@@ -194,15 +230,7 @@ def step_of_call(
     if found is not None:
         return found
     if len(signals) == 1 and output.shape == signals[0].shape:
-        signal = signals[0]
-
-        def elementwise(z: Tensor) -> Tensor:
-            replaced = [z if argument is signal else argument for argument in args]
-            named = {key: z if argument is signal else argument for key, argument in kwargs.items()}
-            result = function(*replaced, **named)
-            assert isinstance(result, Tensor)
-            return result
-
+        elementwise = FunctionOfOne(function, args, kwargs, signals[0])
         if is_elementwise(elementwise):
             return steps.Activation(name, elementwise)
     return steps.Opaque(name, f"the theory does not cover `{name}`")
