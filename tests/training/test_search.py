@@ -311,9 +311,37 @@ def test_the_terminal_and_optunas_own_settings_are_left_alone(capsys):
         (lambda: OneMinusLog(0.9, 1.0), ValueError, r"high must lie in \[0, 1\), got 1\.0; β stays below 1"),
         (lambda: Integer(0, 5, log=True), ValueError, r"low must lie in \(0, inf\), got 0"),
         (lambda: Uniform("a", 1), TypeError, "low must be a number"),
+        (lambda: Integer(1.5, 3), TypeError, r"low must be a whole number, got float 1\.5; use Uniform"),
+        (
+            lambda: Choice([1], [2]),
+            TypeError,
+            r"values of Choice must be numbers, strings, .*got list \[1\]; choose am",
+        ),
+        (lambda: search(lambda t: None, SPACE, trials=1), TypeError, "objective must return a number, got NoneType"),
+        (lambda: search(bowl, SPACE, store="no/such/file"), FileNotFoundError, "directory of the store must exist, go"),
         (lambda: Choice(1), ValueError, r"Choice must have at least 2 values, got \(1,\)"),
     ],
 )
 def test_errors_say_what_must_hold_and_what_came(call, error, wording):
     with pytest.raises(error, match=wording):
         call()
+
+
+@pytest.mark.parametrize(
+    ("change", "wording"),
+    [
+        (
+            {"space": {"lr": LogUniform(1e-3, 1.0), "width": SPACE["width"]}},
+            r"same space, got lr: LogUniform\(low=0\.0001",
+        ),
+        ({"space": {"units": Integer(1, 9)}}, "same space, got .* there and units: Integer"),
+        ({"direction": "maximize"}, "same direction, got minimize there and maximize here; use the same, another name"),
+        ({"seed": 1}, "same seed, got 0 there and 1 here"),
+    ],
+)
+def test_a_store_of_another_search_is_refused(tmp_path, change, wording):
+    first = search(bowl, SPACE, trials=2, store=tmp_path / "journal")
+    call = {"space": SPACE, "trials": 2, "store": tmp_path / "journal", **change}
+    with pytest.raises(ValueError, match=wording):
+        search(bowl, call.pop("space"), **call)
+    assert search(bowl, SPACE, trials=3, store=tmp_path / "journal").trials[:2] == first.trials

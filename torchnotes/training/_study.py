@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from torchnotes._checks import describe
+
 BEAT = 10.0  # seconds between two signs of life of a running trial
 LOST_AFTER = 60.0  # seconds without one after which it is run again
 
@@ -29,6 +31,8 @@ def open_study(store: str | os.PathLike[str] | None, name: str, direction: str, 
 
     storage: Any = None
     if store is not None and "://" not in str(store):
+        if not Path(store).parent.is_dir():
+            raise FileNotFoundError(f"the directory of the store must exist, got {Path(store).parent}; make it first.")
         storage = optuna.storages.JournalStorage(JournalFileBackend(str(store)))
     elif store is not None:
         storage = _database(str(store))
@@ -42,6 +46,19 @@ def open_study(store: str | os.PathLike[str] | None, name: str, direction: str, 
         direction="maximize" if direction == "maximize" else "minimize",
         load_if_exists=True,
     )
+
+
+def settle_terms(study: Any, terms: dict[str, str]) -> None:
+    """Write down what a search is about with its first call, and refuse later ones that are about something else."""
+    for key, mine in terms.items():
+        there = study.user_attrs.get(key)
+        if there is None:
+            study.set_user_attr(key, mine)
+        elif there != mine:
+            raise ValueError(
+                f"the search {study.study_name!r} of this store must go on with the same {key}, got {there} there and "
+                f"{mine} here; use the same, another name, or another store."
+            )
 
 
 def _database(url: str) -> Any:
@@ -127,7 +144,7 @@ def _run(study: Any, trial: Any, run: Callable[[Any], float]) -> None:
 
     with _alive(trial):
         try:
-            value = float(run(trial))
+            value = _number(run(trial))
         except optuna.TrialPruned:
             _tell(study, trial.number, state="PRUNED")
         except FloatingPointError as error:
@@ -142,6 +159,15 @@ def _run(study: Any, trial: Any, run: Callable[[Any], float]) -> None:
                 _tell(study, trial.number, value)
             else:
                 _diverged(study, trial, f"the objective returned {value}")
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"objective must return a number, got {describe(value)}; return the dev cost, or what is to be compared."
+        ) from None
 
 
 def _diverged(study: Any, trial: Any, reason: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from torchnotes._checks import check_in_range, describe
-from torchnotes.training._study import finish_round, open_study, settled
+from torchnotes.training._study import finish_round, open_study, settle_terms, settled
 from torchnotes.training.callbacks import Callback, Run
 from torchnotes.training.space import Dimension
 
@@ -164,8 +164,9 @@ def search(
 
     Raises:
         ModuleNotFoundError: Optuna is not installed.
-        TypeError: an objective that cannot be sent to worker processes.
-        ValueError: an empty space, an option out of range, or no trial that ended with a value.
+        TypeError: an objective that cannot be sent to worker processes, or that returns no number.
+        ValueError: an empty space, an option out of range, no trial that ended with a value, or a store that holds a
+            search of this name over another space, in another direction or from another seed.
 
     Source: the notes, "hyperparameter tuning"; SPEC F11.
 
@@ -182,6 +183,8 @@ def search(
         if workers > 1:
             _check_picklable(objective)
         study = open_study(store, name, direction, prune)
+        shown = ", ".join(f"{key}: {space[key]}" for key in sorted(space))
+        settle_terms(study, {"space": shown, "direction": direction, "seed": str(seed)})
         plan = _Plan(dict(space), trials, rounds, keep, seed)
         if workers == 1:
             _work(study, objective, plan)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from torchnotes._checks import check_in_range
+from torchnotes._checks import check_in_range, describe
 
 
 class Dimension(Protocol):
@@ -117,6 +117,9 @@ class Integer:
     log: bool = False
 
     def __post_init__(self) -> None:
+        for name, value in (("low", self.low), ("high", self.high)):
+            if isinstance(value, float):
+                raise TypeError(f"{name} must be a whole number, got float {value!r}; use Uniform or LogUniform.")
         _check_range(self.low, self.high, 0.0 if self.log else -math.inf)
 
     def draw(self, random: np.random.Generator) -> int:
@@ -150,6 +153,12 @@ class Choice:
     def __init__(self, *values: Any) -> None:
         if len(values) < 2:
             raise ValueError(f"Choice must have at least 2 values, got {values!r}; leave out what is fixed.")
+        for value in values:
+            if value is not None and not isinstance(value, (bool, int, float, str)):
+                raise TypeError(
+                    f"the values of Choice must be numbers, strings, booleans or None, got {describe(value)}; "
+                    "choose among names, and look the rest up in the objective."
+                )
         object.__setattr__(self, "values", values)
 
     def draw(self, random: np.random.Generator) -> Any:
