@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from experiments.config import CommonConfig
-from experiments.console import Claim, Table, command_line, progress
+from experiments.console import Claim, Table, command_line
 from experiments.figures import blank_figure
 from experiments.logs import VariantLogs, save_figure
-from experiments.report import finish, terminal, write_summary
+from experiments.report import run_experiment
 from torchnotes.optim import ExponentialAverage
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def delay_of_wave(beta: float) -> int:
     return last.index(max(last)) - YEAR // 2
 
 
-def measure(beta: float, results: Results, config: AveragesConfig) -> Average:
+def figures_of(beta: float, results: Results, config: AveragesConfig) -> Average:
     """All figures of one β."""
     days = results.days
     impulse = ExponentialAverage(beta, bias_correction=False).smooth([1.0] + [0.0] * 2000)
@@ -157,6 +157,18 @@ def _correction(beta: float, day: int) -> float:
     average = ExponentialAverage(beta)
     average.load_state_dict({"beta": beta, "bias_correction": True, "count": day, "sum": 1.0})
     return float(average.value)
+
+
+def measure(config: AveragesConfig, tick: Callable[[str], None]) -> Results:
+    """Each β in turn."""
+    true, days = temperatures(config)
+    second = ExponentialAverage(0.98, bias_correction=False)
+    second.smooth(days[:2])
+    results = Results(true, days, second=(0.0196 * days[0] + 0.02 * days[1], second.uncorrected))
+    for beta in WINDOWS:
+        results.averages[beta] = figures_of(beta, results, config)
+        tick(f"β = {beta:g}")
+    return results
 
 
 def tables(results: Results) -> list[Table]:
@@ -310,21 +322,7 @@ def write_logs(results: Results, logs: VariantLogs) -> None:
 
 def main(config: AveragesConfig, console: Console | None = None) -> Results:
     """Run the experiment, write its logs, print its tables and their reading."""
-    console = terminal(console)
-    true, days = temperatures(config)
-    second = ExponentialAverage(0.98, bias_correction=False)
-    second.smooth(days[:2])
-    results = Results(true, days, second=(0.0196 * days[0] + 0.02 * days[1], second.uncorrected))
-    with VariantLogs(config.log_dir / NAME) as logs:
-        with progress(console, len(WINDOWS)) as tick:
-            for beta in WINDOWS:
-                results.averages[beta] = measure(beta, results, config)
-                tick(f"β = {beta:g}")
-        results.reading = claims(results)
-        write_logs(results, logs)
-        write_summary(logs, results.reading, tables(results))
-    finish(NAME, config, console, logs, results.reading, tables(results))
-    return results
+    return run_experiment(NAME, config, console, len(WINDOWS), measure, claims, tables, write_logs)
 
 
 if __name__ == "__main__":

@@ -21,13 +21,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from experiments.config import CommonConfig
-from experiments.console import Claim, Table, command_line, progress
+from experiments.console import Claim, Table, command_line
 from experiments.convex import Regression
 from experiments.digits import load_digits
 from experiments.figures import blank_figure
 from experiments.logs import VariantLogs, save_figure
-from experiments.report import finish, terminal, write_summary
-from experiments.threads import one_thread
+from experiments.report import run_experiment
 from torchnotes.nn import Linear
 from torchnotes.ops import cross_entropy
 from torchnotes.optim import GradientDescent
@@ -169,6 +168,25 @@ def descend(problem: Regression, least: float, rate: float, way: Way | None, con
     return Descent(tuple(rates), tuple(mean(epoch) for epoch in zip(*runs, strict=True)))
 
 
+def measure(config: DecaysConfig, tick: Callable[[str], None]) -> Results:
+    """All parts."""
+    digits = load_digits(seed=config.seed, device=config.device)
+    if config.quick:
+        digits = replace(digits, x_train=digits.x_train[:500], y_train=digits.y_train[:500])
+    problem = Regression(digits)
+    results = Results(judged=not config.quick)
+    results.least, _ = problem.minimum()
+    tick("minimum found")
+    results.schedules = {name: schedule(way, config.epochs) for name, way in WAYS.items()}
+    for rate in CONSTANTS:
+        results.constant[rate] = descend(problem, results.least, rate, None, config)
+        tick(f"constant rate {rate:g}")
+    for name, way in WAYS.items():
+        results.decayed[name] = descend(problem, results.least, ALPHA, way, config)
+        tick(name)
+    return results
+
+
 def tables(results: Results) -> list[Table]:
     """The rates of every decay, and where each descent ended."""
     epochs = len(next(iter(results.schedules.values()))[0])
@@ -293,28 +311,8 @@ def write_logs(results: Results, logs: VariantLogs) -> None:
 
 def main(config: DecaysConfig, console: Console | None = None) -> Results:
     """Run the experiment, write its logs, print its tables and their reading."""
-    console = terminal(console)
-    digits = load_digits(seed=config.seed, device=config.device)
-    if config.quick:
-        digits = replace(digits, x_train=digits.x_train[:500], y_train=digits.y_train[:500])
-    problem = Regression(digits)
-    results = Results(judged=not config.quick)
-    with one_thread(), VariantLogs(config.log_dir / NAME) as logs:
-        with progress(console, 1 + len(CONSTANTS) + len(WAYS)) as tick:
-            results.least, _ = problem.minimum()
-            tick("minimum found")
-            results.schedules = {name: schedule(way, config.epochs) for name, way in WAYS.items()}
-            for rate in CONSTANTS:
-                results.constant[rate] = descend(problem, results.least, rate, None, config)
-                tick(f"constant rate {rate:g}")
-            for name, way in WAYS.items():
-                results.decayed[name] = descend(problem, results.least, ALPHA, way, config)
-                tick(name)
-        results.reading = claims(results)
-        write_logs(results, logs)
-        write_summary(logs, results.reading, tables(results))
-    finish(NAME, config, console, logs, results.reading, tables(results))
-    return results
+    pieces = 1 + len(CONSTANTS) + len(WAYS)
+    return run_experiment(NAME, config, console, pieces, measure, claims, tables, write_logs)
 
 
 if __name__ == "__main__":

@@ -24,13 +24,12 @@ import numpy as np
 import torch
 
 from experiments.config import CommonConfig
-from experiments.console import Claim, Table, command_line, progress
+from experiments.console import Claim, Table, command_line
 from experiments.digits import CLASSES, Digits, load_digits
 from experiments.figures import blank_figure
 from experiments.logs import VariantLogs, save_figure
 from experiments.nets import error_rate, new_net
-from experiments.report import finish, terminal, write_summary
-from experiments.threads import one_thread
+from experiments.report import run_experiment
 from torchnotes.ops import cross_entropy
 from torchnotes.optim import Adam, Momentum
 from torchnotes.optim.lr_scheduler import InverseTimeDecay
@@ -201,6 +200,15 @@ def best_after(kind: list[Points]) -> list[tuple[float, float]]:
     """Mean over the searches of the best dev error after 1, 2, … trials, and its standard error."""
     rows = [[min(error for _, error in found[: count + 1]) for count in range(len(found))] for found in kind]
     return [(mean(column), stdev(column) / math.sqrt(len(column))) for column in zip(*rows, strict=True)]
+
+
+def measure(config: HyperparameterSearchConfig, tick: Callable[[str], None]) -> Results:
+    """All parts."""
+    digits = load_digits(seed=config.seed, device=config.device)
+    results = Results(judged=not config.quick)
+    compare(digits, config, results, tick)
+    rank(digits, config, results, tick)
+    return results
 
 
 def tables(results: Results) -> list[Table]:
@@ -380,18 +388,8 @@ def write_logs(results: Results, logs: VariantLogs) -> None:
 
 def main(config: HyperparameterSearchConfig, console: Console | None = None) -> Results:
     """Run the experiment, write its logs, print its tables and their reading."""
-    console = terminal(console)
-    digits = load_digits(seed=config.seed, device=config.device)
-    results = Results(judged=not config.quick)
-    with one_thread(), VariantLogs(config.log_dir / NAME) as logs:
-        with progress(console, (2 if config.quick else config.searches) + 2) as tick:
-            compare(digits, config, results, tick)
-            rank(digits, config, results, tick)
-        results.reading = claims(results)
-        write_logs(results, logs)
-        write_summary(logs, results.reading, tables(results))
-    finish(NAME, config, console, logs, results.reading, tables(results))
-    return results
+    pieces = (2 if config.quick else config.searches) + 2
+    return run_experiment(NAME, config, console, pieces, measure, claims, tables, write_logs)
 
 
 if __name__ == "__main__":

@@ -24,12 +24,11 @@ import torch
 from torch import Tensor
 
 from experiments.config import CommonConfig
-from experiments.console import Claim, Table, command_line, progress
+from experiments.console import Claim, Table, command_line
 from experiments.datasets import Sets, breast_cancer, split
 from experiments.figures import blank_figure
 from experiments.logs import VariantLogs, save_figure
-from experiments.report import finish, terminal, write_summary
-from experiments.threads import one_thread
+from experiments.report import run_experiment
 from torchnotes import nn, ops
 from torchnotes.optim import GradientDescent
 from torchnotes.regularization import Penalty
@@ -382,15 +381,7 @@ def write_logs(results: Results, logs: VariantLogs) -> None:
 
 def main(config: LogisticRegressionConfig, console: Console | None = None) -> Results:
     """Run the experiment, write its logs, print its tables and their reading."""
-    console = terminal(console)
-    with one_thread(), VariantLogs(config.log_dir / NAME) as logs:
-        with progress(console, 4) as tick:
-            results = measure(config, tick)
-        results.reading = claims(results)
-        write_logs(results, logs)
-        write_summary(logs, results.reading, tables(results))
-    finish(NAME, config, console, logs, results.reading, tables(results))
-    return results
+    return run_experiment(NAME, config, console, 4, measure, claims, tables, write_logs)
 
 
 if __name__ == "__main__":

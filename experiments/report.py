@@ -1,16 +1,62 @@
-"""The end of every experiment: summary into the log, tables and reading onto the terminal and into a file."""
+"""What every experiment does around its measuring: judge, log, print, and leave its reading in a file."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from experiments.config import CommonConfig
-from experiments.console import Claim, Table, markdown_reading, print_reading, record
+from experiments.console import Claim, ConfigT, Table, markdown_reading, print_reading, progress, record
 from experiments.logs import VariantLogs, how_to_open
+from experiments.threads import one_thread
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+class Measured(Protocol):
+    """The results of an experiment, whatever they are, with the claims judged by them."""
+
+    reading: list[Claim]
+
+
+ResultsT = TypeVar("ResultsT", bound=Measured)
+
+
+def run_experiment(
+    name: str,
+    config: ConfigT,
+    console: Console | None,
+    pieces: int,
+    measure: Callable[[ConfigT, Callable[[str], None]], ResultsT],
+    claims: Callable[[ResultsT], list[Claim]],
+    tables: Callable[[ResultsT], list[Table]],
+    write_logs: Callable[[ResultsT, VariantLogs], None],
+) -> ResultsT:
+    """Measure, judge the claims, write the logs, print the tables and their reading.
+
+    Args:
+        name: of the experiment; its logs go to ``config.log_dir / name``.
+        config: the options.
+        console: where to print; None for the terminal.
+        pieces: how often ``measure`` reports that a piece of its work is done.
+        measure: from the options to the results.
+        claims: the statements of the notes, judged by the results.
+        tables: of the results.
+        write_logs: curves and figures of the results.
+
+    Returns:
+        the results, with their reading filled in.
+    """
+    console = terminal(console)
+    with one_thread(), VariantLogs(config.log_dir / name) as logs:
+        with progress(console, pieces) as tick:
+            results = measure(config, tick)
+        results.reading = claims(results)
+        write_logs(results, logs)
+        write_summary(logs, results.reading, tables(results))
+    finish(name, config, console, logs, results.reading, tables(results))
+    return results
 
 
 def write_summary(logs: VariantLogs, claims: Sequence[Claim], tables: Sequence[Table]) -> None:

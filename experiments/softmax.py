@@ -22,14 +22,13 @@ import torch
 from torch import Tensor
 
 from experiments.config import CommonConfig
-from experiments.console import Claim, Table, command_line, progress
+from experiments.console import Claim, Table, command_line
 from experiments.datasets import breast_cancer, split
 from experiments.digits import CLASSES, Digits, load_digits
 from experiments.figures import blank_figure, draw_regions
 from experiments.logs import VariantLogs, save_figure
 from experiments.nets import error_rate, new_net
-from experiments.report import finish, terminal, write_summary
-from experiments.threads import one_thread
+from experiments.report import run_experiment
 from torchnotes.gradcheck import gradient_ratio, numerical_gradient
 from torchnotes.nn import MLP, Linear
 from torchnotes.ops import binary_cross_entropy_with_logits, cross_entropy, sigmoid, softmax
@@ -205,6 +204,18 @@ def train_planes(digits: Digits, config: SoftmaxConfig, results: Results, tick: 
         tick(f"all pixels, {hidden} hidden units")
 
 
+def measure(config: SoftmaxConfig, tick: Callable[[str], None]) -> Results:
+    """All parts."""
+    digits = load_digits(seed=config.seed, device=config.device)
+    results = Results(judged=not config.quick)
+    numbers(config, results)
+    tick("the notes' numbers")
+    train_twins(config, results)
+    tick("two classes")
+    train_planes(digits, config, results, tick)
+    return results
+
+
 def tables(results: Results) -> list[Table]:
     """The notes' numbers, and the boundaries."""
     scores = Table("The notes' four scores", ("score z", "e^z printed", "e^z", "softmax printed", "softmax"))
@@ -330,21 +341,7 @@ def write_logs(results: Results, logs: VariantLogs) -> None:
 
 def main(config: SoftmaxConfig, console: Console | None = None) -> Results:
     """Run the experiment, write its logs, print its tables and their reading."""
-    console = terminal(console)
-    digits = load_digits(seed=config.seed, device=config.device)
-    results = Results(judged=not config.quick)
-    with one_thread(), VariantLogs(config.log_dir / NAME) as logs:
-        with progress(console, 8) as tick:
-            numbers(config, results)
-            tick("the notes' numbers")
-            train_twins(config, results)
-            tick("two classes")
-            train_planes(digits, config, results, tick)
-        results.reading = claims(results)
-        write_logs(results, logs)
-        write_summary(logs, results.reading, tables(results))
-    finish(NAME, config, console, logs, results.reading, tables(results))
-    return results
+    return run_experiment(NAME, config, console, 8, measure, claims, tables, write_logs)
 
 
 if __name__ == "__main__":

@@ -5,23 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from experiments.batch_norm.measuring import (
-    DEPTHS,
-    NAME,
-    BatchNormConfig,
-    Results,
-    at_test_time,
-    identities,
-    noise,
-    rates_and_depths,
-    shift,
-)
+from experiments.batch_norm.measuring import DEPTHS, NAME, BatchNormConfig, Results, measure
 from experiments.batch_norm.reading import WORDS, claims, costs_figure, noise_figure, shift_figure, tables
-from experiments.console import command_line, progress
-from experiments.digits import load_digits
+from experiments.console import command_line
 from experiments.logs import VariantLogs, save_figure
-from experiments.report import finish, terminal, write_summary
-from experiments.threads import one_thread
+from experiments.report import run_experiment
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,18 +51,8 @@ def write_logs(results: Results, logs: VariantLogs) -> None:
 
 def main(config: BatchNormConfig, console: Console | None = None) -> Results:
     """Run the experiment, write its logs, print its tables and their reading."""
-    console = terminal(console)
-    digits = load_digits(seed=config.seed, device=config.device)
-    results = Results(judged=not config.quick)
-    with one_thread(), VariantLogs(config.log_dir / NAME) as logs:
-        with progress(console, 1 + 2 * (len(DEPTHS) + 1) + 2 + 5 + 1) as tick:
-            for part in (identities, rates_and_depths, shift, noise, at_test_time):
-                part(digits, config, results, tick)
-        results.reading = claims(results)
-        write_logs(results, logs)
-        write_summary(logs, results.reading, tables(results))
-    finish(NAME, config, console, logs, results.reading, tables(results))
-    return results
+    pieces = 1 + 2 * (len(DEPTHS) + 1) + 2 + 5 + 1
+    return run_experiment(NAME, config, console, pieces, measure, claims, tables, write_logs)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from experiments.config import CommonConfig
 from experiments.console import Claim
-from experiments.digits import CLASSES, Digits
+from experiments.digits import CLASSES, Digits, load_digits
 from experiments.nets import error_rate
 from torchnotes.data import minibatches
 from torchnotes.init import initialize_
@@ -243,3 +243,12 @@ def at_test_time(digits: Digits, config: BatchNormConfig, results: Results, tick
         pairs = torch.cat([net(pair) for pair in x.split(2)])
         results.test["statistics of two images at a time"] = float(error_rate(pairs, y))
     tick("test time")
+
+
+def measure(config: BatchNormConfig, tick: Callable[[str], None]) -> Results:
+    """All parts."""
+    digits = load_digits(seed=config.seed, device=config.device)
+    results = Results(judged=not config.quick)
+    for part in (identities, rates_and_depths, shift, noise, at_test_time):
+        part(digits, config, results, tick)
+    return results

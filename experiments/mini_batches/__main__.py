@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from experiments.console import command_line, progress
-from experiments.digits import load_digits
+from experiments.console import command_line
 from experiments.logs import VariantLogs, save_figure
-from experiments.mini_batches.measuring import (
-    NAME,
-    MiniBatchesConfig,
-    Results,
-    hold_race,
-    measure_noise,
-    near_the_minimum,
-    shuffle,
-    sizes,
-    time_sizes,
-)
+from experiments.mini_batches.measuring import NAME, MiniBatchesConfig, Results, images, measure, sizes
 from experiments.mini_batches.reading import claims, noise_figure, paths_figure, race_figure, tables
-from experiments.report import finish, terminal, write_summary
-from experiments.threads import one_thread
+from experiments.report import run_experiment
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,20 +46,8 @@ def write_logs(results: Results, logs: VariantLogs) -> None:
 
 def main(config: MiniBatchesConfig, console: Console | None = None) -> Results:
     """Run the experiment, write its logs, print its tables and their reading."""
-    console = terminal(console)
-    digits = load_digits(seed=config.seed, device=config.device)
-    if config.quick:
-        digits = replace(digits, x_train=digits.x_train[:500], y_train=digits.y_train[:500])
-    results = Results(samples=len(digits.x_train), judged=not config.quick)
-    with one_thread(), VariantLogs(config.log_dir / NAME) as logs:
-        with progress(console, 3 * len(sizes(results.samples, config.quick)) + 6) as tick:
-            for part in (measure_noise, near_the_minimum, hold_race, time_sizes, shuffle):
-                part(digits, config, results, tick)
-        results.reading = claims(results)
-        write_logs(results, logs)
-        write_summary(logs, results.reading, tables(results))
-    finish(NAME, config, console, logs, results.reading, tables(results))
-    return results
+    pieces = 3 * len(sizes(len(images(config).x_train), config.quick)) + 6
+    return run_experiment(NAME, config, console, pieces, measure, claims, tables, write_logs)
 
 
 if __name__ == "__main__":

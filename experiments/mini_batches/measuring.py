@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 import torch
@@ -15,7 +15,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from experiments.config import CommonConfig
 from experiments.console import Claim
 from experiments.convex import Regression
-from experiments.digits import CLASSES, Digits
+from experiments.digits import CLASSES, Digits, load_digits
 from experiments.nets import error_rate, new_net
 from torchnotes.data import minibatches
 from torchnotes.nn import Linear
@@ -295,3 +295,19 @@ def shuffle(digits: Digits, config: MiniBatchesConfig, results: Results, tick: C
     assert sum(counts) == results.samples
     results.last_batch = counts[-1]
     tick("shuffling")
+
+
+def images(config: MiniBatchesConfig) -> Digits:
+    """The digits, or fewer of them for a quick run."""
+    digits = load_digits(seed=config.seed, device=config.device)
+    few = 500 if config.quick else None
+    return replace(digits, x_train=digits.x_train[:few], y_train=digits.y_train[:few])
+
+
+def measure(config: MiniBatchesConfig, tick: Callable[[str], None]) -> Results:
+    """All parts."""
+    digits = images(config)
+    results = Results(samples=len(digits.x_train), judged=not config.quick)
+    for part in (measure_noise, near_the_minimum, hold_race, time_sizes, shuffle):
+        part(digits, config, results, tick)
+    return results

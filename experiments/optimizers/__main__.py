@@ -5,23 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from experiments.console import command_line, progress
-from experiments.digits import load_digits
+from experiments.console import command_line
 from experiments.logs import VariantLogs, save_figure
 from experiments.optimizers.figures import bowl_figure, digits_figure, heights, leaving_figure, minima_figure
-from experiments.optimizers.measuring import (
-    NAME,
-    NETS,
-    OptimizersConfig,
-    Results,
-    critical_points,
-    on_the_bowl,
-    on_the_digits,
-    plateau_and_saddle,
-)
+from experiments.optimizers.measuring import NAME, NETS, OptimizersConfig, Results, measure
 from experiments.optimizers.reading import claims, tables
-from experiments.report import finish, terminal, write_summary
-from experiments.threads import one_thread
+from experiments.report import run_experiment
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,19 +48,8 @@ def write_logs(results: Results, logs: VariantLogs) -> None:
 
 def main(config: OptimizersConfig, console: Console | None = None) -> Results:
     """Run the experiment, write its logs, print its tables and their reading."""
-    console = terminal(console)
-    digits = load_digits(seed=config.seed, device=config.device)
-    results = Results(judged=not config.quick)
-    with one_thread(), VariantLogs(config.log_dir / NAME) as logs:
-        with progress(console, 5 + 5 + 1 + (1 if config.quick else len(NETS)) + 5) as tick:
-            for part in (on_the_bowl, plateau_and_saddle, critical_points):
-                part(config, results, tick)
-            on_the_digits(digits, config, results, tick)
-        results.reading = claims(results)
-        write_logs(results, logs)
-        write_summary(logs, results.reading, tables(results))
-    finish(NAME, config, console, logs, results.reading, tables(results))
-    return results
+    pieces = 5 + 5 + 1 + (1 if config.quick else len(NETS)) + 5
+    return run_experiment(NAME, config, console, pieces, measure, claims, tables, write_logs)
 
 
 if __name__ == "__main__":

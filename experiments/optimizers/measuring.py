@@ -14,7 +14,7 @@ from torch.nn.utils import parameters_to_vector
 
 from experiments.config import CommonConfig
 from experiments.console import Claim
-from experiments.digits import CLASSES, Digits
+from experiments.digits import CLASSES, Digits, load_digits
 from experiments.nets import error_rate, new_net
 from experiments.optimizers.critical import net_points, positive_share
 from experiments.optimizers.rules import CURVATURE, RULES, Rule, bowl, plateau, saddle, walk
@@ -254,3 +254,13 @@ def wrong_first_steps() -> tuple[float, float]:
     """The same with S corrected by β₁, as printed under one of the S, and without any correction."""
     v, s = 0.1 * 3.0, 0.001 * 3.0**2  # (1 − β₁) dw and (1 − β₂) dw²
     return (v / 0.1) / math.sqrt(s / 0.1), v / math.sqrt(s)
+
+
+def measure(config: OptimizersConfig, tick: Callable[[str], None]) -> Results:
+    """All parts."""
+    digits = load_digits(seed=config.seed, device=config.device)
+    results = Results(judged=not config.quick)
+    for part in (on_the_bowl, plateau_and_saddle, critical_points):
+        part(config, results, tick)
+    on_the_digits(digits, config, results, tick)
+    return results

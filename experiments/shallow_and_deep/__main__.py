@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from experiments.console import command_line, progress
+from experiments.console import command_line
 from experiments.logs import VariantLogs, save_figure
-from experiments.report import finish, terminal, write_summary
+from experiments.report import run_experiment
 from experiments.shallow_and_deep import measuring, reading
 from experiments.shallow_and_deep.measuring import NAME, Results, ShallowAndDeepConfig
-from experiments.threads import one_thread
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,15 +44,9 @@ def write_logs(results: Results, logs: VariantLogs) -> None:
 
 def main(config: ShallowAndDeepConfig, console: Console | None = None) -> Results:
     """Run the experiment, write its logs, print its tables and their reading."""
-    console = terminal(console)
-    with one_thread(), VariantLogs(config.log_dir / NAME) as logs:
-        with progress(console, measuring.pieces(config)) as tick:
-            results = measuring.measure(config, tick)
-        results.reading = reading.claims(results)
-        write_logs(results, logs)
-        write_summary(logs, results.reading, reading.tables(results))
-    finish(NAME, config, console, logs, results.reading, reading.tables(results))
-    return results
+    return run_experiment(
+        NAME, config, console, measuring.pieces(config), measuring.measure, reading.claims, reading.tables, write_logs
+    )
 
 
 if __name__ == "__main__":

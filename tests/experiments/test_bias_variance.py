@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from experiments.bias_variance import (
+from experiments.bias_variance.__main__ import main
+from experiments.bias_variance.measuring import (
     AGAINST_BIAS,
     AGAINST_VARIANCE,
     NAME,
@@ -17,13 +18,11 @@ from experiments.bias_variance import (
     Results,
     Setup,
     Step,
-    claims,
     diagnose,
     follow_recipe,
-    main,
-    rank_correlation,
     train,
 )
+from experiments.bias_variance.reading import claims, rank_correlation
 from tests.experiments._artifacts import check_artifacts, events, outcome, run_small
 from torchnotes.data import shared_samples
 
@@ -57,7 +56,7 @@ def test_each_change_of_the_setup_changes_the_training() -> None:
 
 def test_recipe_turns_to_bias_first_and_stops_when_both_are_low(monkeypatch: pytest.MonkeyPatch) -> None:
     told = iter([Fit(0.3, 0.5), Fit(0.2, 0.4), Fit(0.0, 0.2), Fit(0.0, 0.1), Fit(0.0, 0.0)])
-    monkeypatch.setattr("experiments.bias_variance.train", lambda *_: (None, next(told)))
+    monkeypatch.setattr("experiments.bias_variance.measuring.train", lambda *_: (None, next(told)))
     steps = follow_recipe(Pool(torch.zeros(0), torch.zeros(0), 800), 0, 20)
     assert [step.against for step in steps] == ["", "bias", "bias", "variance", "variance"]
     assert [step.done for step in steps[1:]] == [

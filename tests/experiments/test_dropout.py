@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from experiments.dropout import (
+from experiments.dropout.__main__ import main
+from experiments.dropout.measuring import (
     EVERY,
     FIXED,
     FRESH,
@@ -20,13 +21,11 @@ from experiments.dropout import (
     Mask,
     Results,
     Trained,
-    advantage,
-    claims,
-    main,
     mask,
     net_with,
     squared_norm,
 )
+from experiments.dropout.reading import advantage, claims
 from tests.experiments._artifacts import check_artifacts, events, outcome, run_small
 
 

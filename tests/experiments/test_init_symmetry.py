@@ -5,19 +5,9 @@ import math
 import pytest
 import torch
 
-from experiments.init_symmetry import (
-    NAME,
-    STARTS,
-    Formula,
-    InitSymmetryConfig,
-    Results,
-    Start,
-    claims,
-    main,
-    parted,
-    span,
-    spread,
-)
+from experiments.init_symmetry.__main__ import main
+from experiments.init_symmetry.measuring import NAME, STARTS, Formula, InitSymmetryConfig, Results, Start, spread
+from experiments.init_symmetry.reading import claims, parted, span
 from tests.experiments._artifacts import check_artifacts, events, outcome, run_small
 
 

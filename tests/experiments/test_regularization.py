@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from experiments.regularization import (
+from experiments.regularization.__main__ import main
+from experiments.regularization.measuring import (
     DROP,
     IMAGES,
     L1,
@@ -18,15 +19,13 @@ from experiments.regularization import (
     RegularizationConfig,
     Results,
     Trained,
-    claims,
     few_digits,
-    gain,
-    main,
     more_images,
     small_share,
     spoil,
     train,
 )
+from experiments.regularization.reading import claims, gain
 from tests.experiments._artifacts import check_artifacts, events, outcome, run_small
 from torchnotes.data import shared_samples
 from torchnotes.nn import MLP
