@@ -29,17 +29,19 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "backward: 2 → 3 (occurrence 2)": "the slice of the weights takes in more, at indices that are never read",
     },
     "batch_norm": {
-        "_PIECE: 1 << 18 → 1 >> 18": "the products are then summed sample by sample: the same sum in smaller pieces",
-        "_channel_dot: u.dim() == 2 → u.dim() != 2": "both branches form the same sum, one of them piece by piece",
-        "_channel_dot: _PIECE * len(u) // u.numel() → _PIECE * len(u) * u.numel()": "the same sum in one piece",
-        "_affine: centred.dim() > 2 → centred.dim() >= 2": "both forms are scale · centred + shift, the other is slower for a matrix",
-        "backward: grad_mean is not None or grad_var is not None → grad_mean is not None and grad_var is not None": "whatever the backward makes of μ it makes of σ² too, so that gradients arrive at both or at neither",
-        "backward: 5 → 6": "autograd takes one more None for an argument that is not there",
         "batch_norm: running_mean is None or running_var is None → running_mean is None and running_var is None": "one without the other has been refused before",
+    },
+    "_channels": {
+        "moments: 0.0 → 1.0": "it is the weight of the batch in running statistics, and none are given",
+        "affine: factor is None or g is None → factor is None and g is None": "the two come together or not at all",
+        "affine: factor is not None and part is not None → factor is not None or part is not None": "the two come together or not at all",
+        "mean_square: True → False": "one row was made for each piece; nothing for `strict` to refuse",
+        "sums: True → False": "g has the shape of x and is split alike; nothing for `strict` to refuse",
+        "affine: True → False": "g and the result have the shape of x and are split alike; nothing for `strict` to refuse",
     },
     "cross_entropy": {
         "_NO_CLASS: -2251055966735099400 → 2251055966735099400": "another index that no class has",
-        "forward: 0 → 1": "what is filled in is multiplied by the floor, which is 0 for an ignored sample",
+        "setup_context: not torch.compiler.is_compiling() → torch.compiler.is_compiling() (occurrence 2)": "zeros then come in for log ŷ where nobody used it; adding them changes no gradient",
     },
     "kernels/random_mask": {
         "_FEW: 8 → 9": "it says from which size on the other of two generators with the same law is quicker",

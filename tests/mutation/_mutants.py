@@ -33,6 +33,7 @@ FILES: dict[str, str] = {
     "binary_cross_entropy_with_logits": "binary|bce",
     "cross_entropy": "(?<!binary_)cross_?entropy",
     "batch_norm": "batch_?norm",
+    "_channels": "batch_?norm",
     "l1_penalty": "penalt",
     "l2_penalty": "penalt",
     "_reduction": "entropy|bce|penalt",

@@ -202,6 +202,18 @@ def test_eps_of_zero_is_allowed_in_evaluation():
     assert_close(ops.batch_norm(drawn(5, 3), *running, eps=0.0), F.batch_norm(drawn(5, 3), *running, eps=0.0))
 
 
+@pytest.mark.parametrize("shape", [(5, 3), (4, 3, 2)])
+def test_a_loss_of_the_output_and_of_the_gradient_at_once(shape: tuple[int, ...]):
+    # Something then comes back to the output, to μ and to σ² in one pass.
+    results = []
+    for function in (ops.batch_norm, F.batch_norm):
+        given = [t.requires_grad_() for t in (drawn(*shape), 1 + drawn(3).abs(), drawn(3).flip(0))]
+        y = function(given[0], None, None, given[1], given[2], training=True)
+        (grad_z,) = torch.autograd.grad(y.pow(3).sum(), given[0], create_graph=True)
+        results.append(torch.autograd.grad(y.pow(2).sum() + grad_z.pow(2).sum(), given))
+    assert_close(results[0], results[1])
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("shape", [(5, 3), (4, 3, 2)])
 def test_many_scales_of_one_input_by_vmap(shape: tuple[int, ...], training: bool):

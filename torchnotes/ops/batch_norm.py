@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from torchnotes._checks import check_floating, check_in_range, describe
+from torchnotes.ops._channels import axes, centre, column, moments
 from torchnotes.ops._function import Op, as_dtype, may_overwrite, save
 from torchnotes.ops._reduction import accumulation_dtype
-
-_PIECE = 1 << 18  # numbers whose products are formed at a time
 
 
 class BatchNormFunction(Op):
@@ -33,14 +32,12 @@ class BatchNormFunction(Op):
         step: float,
         unbiased: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        dtype, count = accumulation_dtype(z.dtype), _count(z)
-        mean = z.mean(_axes(z), dtype=dtype)
-        centred = z.to(dtype) - _column(mean, z)  # before squaring: E[z²] − μ² would cancel
-        var = _channel_dot(centred, centred) / count
+        x = as_dtype(z, accumulation_dtype(z.dtype))
+        mean, var, centred = moments(x, may_overwrite(z))
         if running_mean is not None and running_var is not None:
-            _update(running_mean, running_var, mean, var, count, step, unbiased)
-        scale = (var + eps).rsqrt()
-        y = _affine(centred, scale if gamma is None else scale * gamma, beta, overwrite=may_overwrite(z))
+            _update(running_mean, running_var, mean, var, _count(z), step, unbiased)
+        r = (var + eps).rsqrt()
+        y = centred.affine(r if gamma is None else r * gamma, beta)
         return as_dtype(y, z.dtype), mean, var
 
     @staticmethod
@@ -57,32 +54,31 @@ class BatchNormFunction(Op):
         ctx: Any, grad_y: Tensor | None, grad_mean: Tensor | None, grad_var: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         z, gamma, mean, var = ctx.saved_tensors
-        dtype, count = mean.dtype, _count(z)
-        centred = z.to(dtype) - _column(mean, z)
+        count = _count(z)
+        x = as_dtype(z, mean.dtype)
         if grad_y is None:
-            return _affine(centred, *_through_statistics(mean, grad_mean, grad_var, count)).to(z.dtype), *[None] * 7
-        g = grad_y.to(dtype)
+            slope, constant = _through_statistics(mean, grad_mean, grad_var, count)
+            return as_dtype(centre(x, mean, alone=False).affine(slope, constant), z.dtype), *[None] * 7
+        g = as_dtype(grad_y, mean.dtype)
+        first = grad_mean is None and grad_var is None  # nothing came back to μ and σ²
+        centred = centre(x, mean, first and may_overwrite(grad_y))
         r = (var + ctx.eps).rsqrt()
-        factor = r if gamma is None else r * gamma.to(dtype)
-        grad_beta = _channel_sum(g, dtype)
-        grad_gamma = _channel_dot(g, centred) * r
+        factor = r if gamma is None else r * gamma
+        grad_beta, dot = centred.sums(g)
+        grad_gamma = dot * r
         grad_z = None
         if ctx.needs_input_grad[0]:
             # z̄ = factor · ȳ + slope · (z − μ) + constant, each of the three one number a channel
             share = factor * (-1 / count)
             slope, constant = share * r * grad_gamma, share * grad_beta
-            if grad_mean is not None or grad_var is not None:
+            if not first:
                 more_slope, more_constant = _through_statistics(mean, grad_mean, grad_var, count)
                 slope, constant = slope + more_slope, constant + more_constant
-            if may_overwrite(grad_y):
-                grad_z = _affine(centred, slope, constant, overwrite=True).addcmul_(g, _column(factor, z))
-            else:
-                grad_z = torch.addcmul(_affine(centred, slope, constant), g, _column(factor, z))
-            grad_z = grad_z.to(z.dtype)
+            grad_z = as_dtype(centred.affine(slope, constant, factor, g), z.dtype)
         return (
             grad_z,
-            None if gamma is None else grad_gamma.to(gamma.dtype),
-            None if ctx.beta_dtype is None else grad_beta.to(ctx.beta_dtype),
+            None if gamma is None else as_dtype(grad_gamma, gamma.dtype),
+            None if ctx.beta_dtype is None else as_dtype(grad_beta, ctx.beta_dtype),
             *[None] * 5,
         )
 
@@ -92,19 +88,21 @@ class BatchNormFunction(Op):
     ) -> tuple[Tensor, Tensor, Tensor]:
         z, gamma, mean, var = ctx.saved_tensors
         dtype, count = mean.dtype, _count(z)
-        centred = z.to(dtype) - _column(mean, z)
+        centred = z.to(dtype) - column(mean, z)
         r = (var + ctx.eps).rsqrt()
         dy, dmean, dvar = torch.zeros_like(centred), torch.zeros_like(mean), torch.zeros_like(var)
         if dz is not None:
-            factor = r if gamma is None else r * gamma.to(dtype)
-            dmean = _channel_sum(dz, dtype) / count
-            dvar = _channel_dot(centred, dz.to(dtype)) * (2 / count)
-            dy = dz.to(dtype) * _column(factor, z)
-            dy = dy + _affine(centred, -factor * r * r * dvar / 2, -factor * dmean)  # ṙ = −r³ σ̇²/2
+            dx = dz.to(dtype)
+            factor = r if gamma is None else r * gamma
+            dmean = dx.mean(axes(z))
+            dvar = (centred * dx).sum(axes(z)) * (2 / count)
+            dy = dx * column(factor, z)
+            slope, constant = -factor * r * r * dvar / 2, -factor * dmean  # ṙ = −r³ σ̇²/2
+            dy = dy + centred * column(slope, z) + column(constant, z)
         if dgamma is not None:
-            dy = dy + centred * _column(r * dgamma, z)
+            dy = dy + centred * column(r * dgamma, z)
         if dbeta is not None:
-            dy = dy + _column(dbeta, z)
+            dy = dy + column(dbeta, z)
         return dy.to(z.dtype), dmean, dvar
 
 
@@ -113,10 +111,9 @@ class FixedNormFunction(Op):
 
     @staticmethod
     def forward(z: Tensor, gamma: Tensor | None, beta: Tensor | None, mean: Tensor, var: Tensor, eps: float) -> Tensor:
-        centred = z.to(accumulation_dtype(z.dtype)) - _column(mean, z)
-        scale = (var + eps).rsqrt()
-        y = _affine(centred, scale if gamma is None else scale * gamma, beta, overwrite=may_overwrite(z))
-        return as_dtype(y, z.dtype)
+        x = as_dtype(z, accumulation_dtype(z.dtype))
+        r = (var + eps).rsqrt()
+        return as_dtype(centre(x, mean, may_overwrite(z)).affine(r if gamma is None else r * gamma, beta), z.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -129,15 +126,15 @@ class FixedNormFunction(Op):
         z, gamma, mean, var = ctx.saved_tensors
         needs_z, needs_gamma, needs_beta = ctx.needs_input_grad[:3]
         dtype = accumulation_dtype(z.dtype)
-        g = grad_y.to(dtype)
+        g = as_dtype(grad_y, dtype)
         r = (var + ctx.eps).rsqrt()
         grad_z = grad_gamma = grad_beta = None
         if needs_z:
-            grad_z = (g * _column(r if gamma is None else r * gamma, z)).to(z.dtype)
-        if needs_gamma:
-            grad_gamma = (_channel_dot(g, z.to(dtype) - _column(mean, z)) * r).to(gamma.dtype)
-        if needs_beta:
-            grad_beta = _channel_sum(g, dtype).to(ctx.beta_dtype)
+            grad_z = (g * column(r if gamma is None else r * gamma, z)).to(z.dtype)
+        if needs_gamma or needs_beta:
+            grad_beta, dot = centre(as_dtype(z, dtype), mean, may_overwrite(grad_y)).sums(g)
+            grad_gamma = (dot * r).to(gamma.dtype) if needs_gamma else None
+            grad_beta = grad_beta.to(ctx.beta_dtype) if needs_beta else None
         return grad_z, grad_gamma, grad_beta, None, None, None
 
     @staticmethod
@@ -147,11 +144,11 @@ class FixedNormFunction(Op):
         r = (var + ctx.eps).rsqrt()
         terms = []
         if dz is not None:
-            terms.append(dz.to(dtype) * _column(r if gamma is None else r * gamma, z))
+            terms.append(dz.to(dtype) * column(r if gamma is None else r * gamma, z))
         if dgamma is not None:
-            terms.append((z.to(dtype) - _column(mean, z)) * _column(r * dgamma, z))
+            terms.append((z.to(dtype) - column(mean, z)) * column(r * dgamma, z))
         if dbeta is not None:
-            terms.append(_column(dbeta, z).expand_as(z))
+            terms.append(column(dbeta, z).expand_as(z))
         return sum(terms[1:], start=terms[0]).to(z.dtype)
 
 
@@ -159,8 +156,8 @@ def _through_statistics(
     like: Tensor, grad_mean: Tensor | None, grad_var: Tensor | None, count: int
 ) -> tuple[Tensor, Tensor]:
     """The slope along z − μ and the constant that arrive by σ² and μ: ∂σ²/∂z = 2 (z − μ)/m and ∂μ/∂z = 1/m."""
-    slope = like.new_zeros(()) if grad_var is None else grad_var * (2 / count)
-    constant = like.new_zeros(()) if grad_mean is None else grad_mean / count
+    slope = torch.zeros_like(like) if grad_var is None else grad_var * (2 / count)
+    constant = torch.zeros_like(like) if grad_mean is None else grad_mean / count
     return slope, constant
 
 
@@ -170,49 +167,13 @@ def _update(
     """Move each: v ← v + step · (new − v), for the statistics of a batch of ``count`` numbers a channel."""
     if unbiased:
         var = var * (count / (count - 1))
-    running_mean.lerp_(mean.to(running_mean.dtype), step)
-    running_var.lerp_(var.to(running_var.dtype), step)
+    running_mean.lerp_(as_dtype(mean, running_mean.dtype), step)
+    running_var.lerp_(as_dtype(var, running_var.dtype), step)
 
 
 def _count(z: Tensor) -> int:
     """m: how many numbers each channel has."""
     return z.shape[0] * math.prod(z.shape[2:])
-
-
-def _column(v: Tensor, z: Tensor) -> Tensor:
-    """One number a channel, (C,), shaped to broadcast along z, (N, C, ...)."""
-    return v if z.dim() == 2 or v.dim() == 0 else v.reshape(-1, *(1 for _ in z.shape[2:]))
-
-
-def _axes(z: Tensor) -> list[int]:
-    """All axes but the channels'."""
-    return [0, *range(2, z.dim())]
-
-
-def _channel_sum(z: Tensor, dtype: torch.dtype) -> Tensor:
-    return z.sum(_axes(z), dtype=dtype)
-
-
-def _channel_dot(u: Tensor, v: Tensor) -> Tensor:
-    """Σ u v over all axes but the channels'; of images some samples at a time, in the cache, where nobody looks on."""
-    if u.dim() == 2 or not u.numel() or not may_overwrite(u) or not may_overwrite(v):
-        return (u * v).sum(_axes(u))
-    samples = max(1, _PIECE * len(u) // u.numel())
-    products, total = torch.empty_like(u[:samples]), u.new_zeros(u.shape[1])
-    for a, b in zip(u.split(samples), v.split(samples), strict=True):
-        total += torch.mul(a, b, out=products[: len(a)]).sum(_axes(u))
-    return total
-
-
-def _affine(centred: Tensor, scale: Tensor, shift: Tensor | None, *, overwrite: bool = False) -> Tensor:
-    """Form scale · centred + shift, in the memory of ``centred`` where its owner says so."""
-    scale = _column(scale, centred)
-    if shift is None:
-        return centred.mul_(scale) if overwrite else centred * scale
-    shift = _column(shift, centred)
-    if overwrite and centred.dim() > 2:  # the fused form is slow where a number a channel is stretched along an image
-        return centred.mul_(scale).add_(shift)
-    return torch.addcmul(shift, centred, scale, out=centred if overwrite else None)
 
 
 def batch_norm(

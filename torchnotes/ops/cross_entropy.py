@@ -14,6 +14,8 @@ from torchnotes.ops._reduction import HALF, accumulation_dtype, check_reduction,
 from torchnotes.ops.kernels._dispatch import chosen
 from torchnotes.ops.softmax import SoftmaxFunction
 
+_FEW = 1 << 15  # logits
+_MINUS_ONES = {d: torch.full((_FEW, 1), -1.0, dtype=d, device="cpu") for d in (torch.float32, torch.float64)}
 _NO_CLASS = -0x1F3D5B79A2C4E608  # an index that nobody uses: with it in its place, what is to be ignored is an error
 
 
@@ -107,11 +109,15 @@ class CountedCrossEntropyFunction(Op):
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None]:
         z, target = ctx.saved_tensors
         yhat = SoftmaxFunction.call(z, 1).clone() if torch.is_grad_enabled() else torch.softmax(z, 1)
-        minus_one = number_beside(-1.0, z).expand(len(target), 1)
-        difference = yhat.scatter_add_(1, target.unsqueeze(1), minus_one)  # ŷ − y of the notes
+        difference = yhat.scatter_add_(1, target.unsqueeze(1), _minus_one_each(z))  # ŷ − y of the notes
         if ctx.reduction == "mean":  # · L̄/m, with 1/m as a constant of the product: no tensor is made of it
             return torch.addcmul(number_beside(0.0, z), difference, grad_loss, value=1 / len(target)), None, None
         return difference * (grad_loss if ctx.reduction == "sum" else grad_loss.unsqueeze(1)), None, None
+
+
+def _minus_one_each(z: Tensor) -> Tensor:
+    """−1 for each sample to scatter; of the tensor made once there are more than that, which does no harm."""
+    return _MINUS_ONES[z.dtype] if type(z) is Tensor else number_beside(-1.0, z).expand(len(z), 1)
 
 
 def _few(z: Tensor, target: Tensor, ignore_index: int) -> bool:
@@ -126,7 +132,7 @@ def _few(z: Tensor, target: Tensor, ignore_index: int) -> bool:
         and target.dim() == 1
         and z.dim() == 2
         and z.dtype in (torch.float32, torch.float64)
-        and 0 < z.numel() <= 1 << 15
+        and 0 < z.numel() <= _FEW
         and z.is_cpu
         and plain_eager()
         and not 0 <= ignore_index < z.shape[1]

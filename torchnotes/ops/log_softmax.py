@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchnotes.ops._function import Op, save
+from torchnotes.ops._function import Op, may_overwrite, save
 from torchnotes.ops.softmax import class_axis, prepare
 
 
@@ -28,7 +28,8 @@ class LogSoftmaxFunction(Op):
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, None]:
         (y,) = ctx.saved_tensors
-        return torch.addcmul(grad_y, y.exp(), grad_y.sum(ctx.dim, keepdim=True), value=-1), None
+        yhat, total = y.exp(), grad_y.sum(ctx.dim, keepdim=True)
+        return torch.addcmul(grad_y, yhat, total, value=-1, out=yhat if may_overwrite(grad_y) else None), None
 
     @staticmethod
     def jvp(ctx: Any, dx: Tensor, _: None) -> Tensor:
