@@ -97,6 +97,55 @@ def test_what_is_no_chain_falls_back_and_is_still_right(layer):
     assert "chain" not in report.method
 
 
+class Centred(nn.Module):
+    """Subtracts a running mean that it writes to first, as batch norm does, and uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.full((6,), 0.5, dtype=torch.float64))
+
+    def forward(self, x):
+        self.mean.mul_(0.9).add_(0.1 * x.detach().mean(0))
+        return x - self.mean
+
+
+class Recentred(Centred):
+    """The same, with a new tensor in the old one's place."""
+
+    def forward(self, x):
+        self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+        return x - self.mean
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(6), Centred(), Recentred()], ids=lambda layer: type(layer).__name__)
+def test_models_that_write_to_their_buffers_are_batched(layer):
+    """Every copy starts from the buffers as they were, and what it writes is its own."""
+    model = seeded(nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3)).double())
+    model.insert(0, layer.double())
+    x, y = data()
+    kept = {name: b.clone() for name, b in model.named_buffers()}
+    loop, _, batch = evaluators(model, x, y)
+    index, step = torch.arange(18), torch.full((18,), 1e-2, dtype=torch.float64)
+    last = len(loop.objective.tensors) - 2
+    torch.testing.assert_close(batch.delta(last, index, step), loop.delta(last, index, step), rtol=0, atol=4e-15)
+    assert agrees(batch, loop, torch.Generator().manual_seed(0))
+    loop.objective._reset_buffers()
+    assert check_gradients(model, x, y, loss=F.cross_entropy).method == "exact (vmap)"
+    assert all(torch.equal(b, kept[name]) for name, b in model.named_buffers())
+
+
+def test_an_operation_that_vmap_takes_one_by_one_does_not_warn():
+    """A test suite in which warnings are errors, as this one is, must not fail for it."""
+
+    class Lerped(nn.Module):
+        def forward(self, x):
+            return x.clone().lerp_(x.mean(0, keepdim=True).expand_as(x), 0.1)
+
+    x, y = data()
+    model = seeded(nn.Sequential(nn.Linear(6, 6), Lerped(), nn.Linear(6, 3)).double())
+    assert check_gradients(model, x, y, loss=F.cross_entropy).method == "exact (vmap)"
+
+
 def test_the_chain_and_the_batch_are_used():
     x, y = data()
     assert check_gradients(net(), x, y, loss=F.cross_entropy).method == "exact (chain)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -50,7 +51,9 @@ class BatchEvaluator:
         stack[torch.arange(len(index), device=tensor.device), index] += step
         self.objective.evaluations += len(index)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), warnings.catch_warnings():
+                # An operation that vmap takes one by one is as right, and no news to a suite that fails on warnings.
+                warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
                 return self._batch(t, stack.view(-1, *tensor.shape)).double() - self.base
         except (RuntimeError, ValueError) as error:
             if not self.trusted:
@@ -64,16 +67,22 @@ class BatchEvaluator:
 
 
 def model_batch(cost: Cost, objective: Objective, inputs: object, target: object) -> Batch:
-    """The whole cost of a model, over a stack of values of one parameter."""
+    """The whole cost of a model, over a stack of values of one parameter.
+
+    Buffers that a call writes to, such as running means, are given to every copy anew.
+    """
     by_identity = {id(p): n for n, p in cost.named_parameters()}
     keys = [by_identity[id(p)] for p in objective.tensors]
+    names = [n for n, _ in cost.named_buffers()]
+    written = {names[k]: value for k, value in objective.written_buffers()}
 
     def batch(t: int, stack: Tensor) -> Tensor:
-        def one(value: Tensor) -> Tensor:
-            y: Tensor = functional_call(cost, {keys[t]: value}, (inputs, target))
+        def one(value: Tensor, buffers: dict[str, Tensor]) -> Tensor:
+            y: Tensor = functional_call(cost, {keys[t]: value, **buffers}, (inputs, target))
             return y
 
-        out: Tensor = torch.vmap(one, randomness="same")(stack)
+        own = {name: value.expand(len(stack), *value.shape).clone() for name, value in written.items()}
+        out: Tensor = torch.vmap(one, randomness="same")(stack, own)
         return out
 
     return batch

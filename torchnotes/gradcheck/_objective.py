@@ -36,7 +36,7 @@ class Objective:
         tensors: Sequence[Tensor],
         compute: Callable[[], Tensor],
         random: RandomStates,
-        buffers: Sequence[Tensor] = (),
+        model: nn.Module | None = None,
     ) -> None:
         self.names, self.tensors, self.random = list(names), list(tensors), random
         self.row_names: list[str] = []
@@ -44,7 +44,10 @@ class Objective:
         self.evaluations = 0
         self.unit = ULP
         self._compute = compute
-        self._buffers = list(buffers)
+        self._buffers = [] if model is None else list(model.buffers())
+        self._slots = (
+            [] if model is None else [(m._buffers, n, b) for m in model.modules() for n, b in m._buffers.items()]
+        )
         self._buffer_values = [b.detach().clone() for b in self._buffers]
         self._moving: list[int] | None = None
 
@@ -56,6 +59,9 @@ class Objective:
         return self._compute()
 
     def _reset_buffers(self) -> None:
+        for slots, name, buffer in self._slots:
+            if slots[name] is not buffer:  # a call may have put another one in its place
+                slots[name] = buffer
         moving = range(len(self._buffers)) if self._moving is None else self._moving
         with torch.no_grad():
             for k in moving:
@@ -69,8 +75,15 @@ class Objective:
         """
         y = self()
         drawn = self.random.learn()
-        self._moving = [k for k, b in enumerate(self._buffers) if not torch.equal(b, self._buffer_values[k])]
+        replaced = {id(b) for slots, name, b in self._slots if slots[name] is not b}
+        self._moving = [
+            k for k, b in enumerate(self._buffers) if id(b) in replaced or not torch.equal(b, self._buffer_values[k])
+        ]
         return y, drawn
+
+    def written_buffers(self) -> list[tuple[int, Tensor]]:
+        """The places of the buffers that an evaluation moves, with the values that every evaluation starts from."""
+        return [(k, self._buffer_values[k]) for k in self._moving or []]
 
     def gradients(self) -> list[tuple[Tensor | None, ...]]:
         """The gradient of every cost V[k] · y with respect to every tensor, as autograd has it.
@@ -253,6 +266,6 @@ def model_objective(
         [p for _, p in chosen],
         lambda: cost(inputs, target),
         random,
-        buffers=list(cost.buffers()),
+        model=cost,
     )
     return objective
