@@ -85,10 +85,9 @@ def _worst_entries(evidence: Evidence, row: int) -> tuple[Entry, ...]:
     order = torch.argsort(
         error + torch.where(evidence.wrong[row], error.nan_to_num(posinf=0.0).max() + 1, 0.0), descending=True
     )
-    return tuple(
-        Entry(evidence.name, unravel(i, evidence.shape), float(exact[i]), float(approx[i]), float(error[i]))
-        for i in order[:KEPT].tolist()
-    )
+    order = order[:KEPT]
+    values = zip(order.tolist(), exact[order].tolist(), approx[order].tolist(), error[order].tolist(), strict=True)
+    return tuple(Entry(evidence.name, unravel(i, evidence.shape), e, a, apart) for i, e, a, apart in values)
 
 
 def assemble(
