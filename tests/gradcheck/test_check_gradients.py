@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from tests.gradcheck._nets import data, faulty_net, net, seeded
 from torchnotes.gradcheck import GradientMismatch, assert_gradients, check_gradients, gradient_ratio, numerical_gradient
@@ -270,3 +271,38 @@ def test_a_gradient_that_differs_with_every_backward_is_not_excused_as_round_off
     assert report.verdict == "wrong"
     assert report.by_parameter["2.weight"].wrong == 1
     assert report.worst(1)[0].index == (1, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_frozen_layers_are_left_out(dtype):
+    x, y = data(dtype=dtype)
+    model = net(dtype=dtype)
+    model[0].requires_grad_(False)
+    report = check_gradients(model, x, y, loss=F.cross_entropy)
+    assert report.verdict == "correct", str(report)
+    assert list(report.by_parameter) == ["2.weight", "2.bias", "4.weight", "4.bias"]
+    assert not model[0].weight.requires_grad
+
+
+class Checkpointed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.out = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Dropout(0.3)), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.out(checkpoint(self.inner, x, use_reentrant=False))
+
+
+def test_activation_checkpointing_is_no_fault():
+    x, y = data()
+    report = check_gradients(seeded(Checkpointed().double()), x, y, loss=F.cross_entropy)
+    assert report.verdict == "correct", str(report)
+
+
+def test_torchscript_is_refused_with_what_to_do():
+    x, y = data()
+    scripted = torch.jit.script(net())
+    with pytest.raises(
+        TypeError, match=r"written in Python, got \w+ with TorchScript in it; check the module that it was"
+    ):
+        check_gradients(scripted, x, y, loss=F.cross_entropy)

@@ -179,6 +179,11 @@ def _modules(cost: Cost, objective: Objective, seed: int, progress: bool | None)
 def _check_arguments(model: object, eps: float, method: str) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {describe(model)}; use check_function for a plain function.")
+    if any(isinstance(m, torch.jit.ScriptModule) for m in model.modules()):
+        raise TypeError(
+            f"model must be a module written in Python, got {type(model).__name__} with TorchScript in it; "
+            "check the module that it was scripted or traced from."
+        )
     check_in_range(eps, "eps", 0.0, 1.0, low_open=True, high_open=True, remedy="the notes use 1e-7")
     if method not in ("exact", "projected"):
         raise ValueError(
@@ -203,7 +208,9 @@ def _first_evaluation(objective: Objective, original: nn.Module | None) -> tuple
             "generators=, and remove what it remembers from one call to the next."
         )
     if original is not None and y.requires_grad:
-        outside = torch.autograd.grad(again.sum(), list(original.parameters()), allow_unused=True)
+        outside = torch.autograd.grad(
+            again.sum(), [p for p in original.parameters() if p.requires_grad], allow_unused=True
+        )
         if any(g is not None for g in outside):
             raise ValueError(
                 "loss and penalty must reach the parameters through the model they are given, got a function that "
