@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from torchnotes.diagnostics._moments import _on_device, flat_ends, from_row, measure, moments, resolve
+from torchnotes.diagnostics.measuring import Lean, Shipment
 
 
 def on_device(tensor, ends=None):
@@ -14,7 +15,15 @@ def on_device(tensor, ends=None):
     return from_row(_on_device(tensor, ends).tolist())
 
 
-PATHS = pytest.mark.parametrize("take", [moments, on_device], ids=["host", "device"])
+def beside_training(tensor, ends=None):
+    """What a monitor takes: bare sums where they will do."""
+    lean = Lean(Shipment())
+    return lean.resolve([lean.output(tensor, ends, activation=True)])[0]
+
+
+PATHS = pytest.mark.parametrize(
+    "take", [moments, on_device, beside_training], ids=["host", "device", "host, beside training"]
+)
 
 
 def exact(values):
@@ -133,3 +142,28 @@ def test_one_copy_for_many(monkeypatch):
     found = resolve([vectors[0], None, measure(torch.ones(2)), *vectors[1:]])
     assert copies == [(9, 8)]
     assert [item.mean for item in found[3:]] == [float(i) for i in range(1, 9)]
+
+
+@pytest.mark.parametrize("shape", [(70_000,), (300, 400), (2, 3, 64, 64)])
+def test_sums_of_large_tensors_beside_training(shape):
+    """More values than fit into one piece."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(4)).relu() - 0.1
+    x[x == -0.1] = 0.0
+    found, wide = beside_training(x), x.double()
+    assert found.rms == pytest.approx(wide.square().mean().sqrt().item(), rel=1e-6)
+    assert found.mean == pytest.approx(wide.mean().item(), rel=1e-5)
+    assert found.std == pytest.approx(wide.std(correction=0).item(), rel=1e-6)
+    assert found.max_abs == x.abs().max().item()
+    assert found.share_zero == (x == 0).double().mean().item()
+
+
+def test_short_and_long_parameters_are_measured_alike():
+    """Short ones are joined to one vector, long ones not; tiny, huge, zero and broken ones among them."""
+    generator = torch.Generator().manual_seed(3)
+    tensors = [torch.randn(n, generator=generator) for n in (1, 7, 300, 5000, 70_000)]
+    tensors += [torch.full((n,), v) for n in (5, 5000) for v in (0.0, 1e-30, -1e30, math.nan)]
+    lean = Lean(Shipment())
+    for tensor, found in zip(tensors, lean.resolve(lean.parameters(tensors)), strict=True):
+        known = moments(tensor)
+        assert (found.count, found.nonfinite) == (known.count, known.nonfinite)
+        assert (found.rms, found.max_abs) == pytest.approx((known.rms, known.max_abs), rel=1e-6, nan_ok=True)

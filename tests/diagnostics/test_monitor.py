@@ -77,18 +77,18 @@ def test_the_numbers_are_the_probes():
     (record,) = records
     for found, other in zip(record.layers, expected.layers, strict=True):
         assert found.label == other.label
-        scale = ("count", "rms", "log10_rms", "mean", "std", "nonfinite")
+        scale = ("count", "rms", "log10_rms", "mean", "std", "max_abs", "nonfinite")
+        lone = ("count", "rms", "log10_rms", "max_abs", "nonfinite")
         shares = ("share_zero", "share_saturated") if found.role == "activation" else ()
         for part, fields in (
             ("activation", (*scale, *shares)),
             ("gradient", scale),
-            ("weight", ("count", "rms", "log10_rms", "nonfinite")),
-            ("weight_gradient", ("count", "rms", "log10_rms", "nonfinite")),
-            ("bias", ("count", "rms", "log10_rms", "nonfinite")),
+            ("weight", lone),
+            ("weight_gradient", lone),
+            ("bias", lone),
         ):
             a, b = getattr(found, part), getattr(other, part)
-            left_out = part == "gradient" and found.role in ("activation", "dropout")
-            assert (a is None) == (b is None or left_out)
+            assert (a is None) == (b is None)
             for field in fields if a is not None else ():
                 # 192 values at most, in float32.
                 known = getattr(b, field)
@@ -280,8 +280,8 @@ def test_nothing_is_done_on_other_steps(monkeypatch):
             counts.append(len(measured))
             hooked = sum(len(m._forward_hooks) for m in net.modules())
             assert hooked == (9 if monitor.steps % 5 == 0 else 0)
-    # 8 modules (the dropout included), 4 layers with a gradient, and each with weight, its gradient and bias.
-    assert counts == [24, 0, 0, 0, 0, 24]
+    # 8 modules (the dropout included), as many gradients, and 4 layers with weight, its gradient and bias.
+    assert counts == [28, 0, 0, 0, 0, 28]
     assert not monitor.aside
 
 
@@ -304,7 +304,7 @@ def as_on_a_device(monkeypatch):
 
     monkeypatch.setattr(measuring, "is_ordinary", lambda tensor: False)
     monkeypatch.setattr(
-        measuring.Lean, "_scale_of", lambda self, x: self._on_device(measuring.plain(x), None, zeros=False)
+        measuring.Lean, "gradient", lambda self, x: self._on_device(measuring.plain(x), None, zeros=False)
     )
     monkeypatch.setattr(
         measuring.Lean,
@@ -362,7 +362,8 @@ def test_the_numbers_of_a_device_are_those_of_the_host(monkeypatch):
                 one, other = getattr(a, part), getattr(b, part)
                 assert (one is None) == (other is None)
                 if one is not None:
-                    assert (other.rms, other.nonfinite) == pytest.approx((one.rms, one.nonfinite), rel=1e-5)
+                    expected = one.rms, one.max_abs, one.nonfinite
+                    assert (other.rms, other.max_abs, other.nonfinite) == pytest.approx(expected, rel=1e-5)
             assert b.activation.mean == pytest.approx(a.activation.mean, abs=1e-6)
             assert b.activation.share_saturated == pytest.approx(a.activation.share_saturated)
 
@@ -452,6 +453,19 @@ class TestDeadUnits:
         opt = torch.optim.SGD(net.parameters(), lr=0.0)
         with SignalMonitor(net, None, every=1, window=1, sinks=[records.append]):
             net(torch.tensor([[1.0], [-1.0]])).sum().backward()
+            opt.step()
+        assert records[0].dead == {"1": 0.0}
+
+    def test_a_unit_that_works_for_the_last_sample_only_is_not_dead(self):
+        net = nn.Sequential(nn.Linear(1, 2, bias=False), nn.ReLU(), nn.Linear(2, 1))
+        with torch.no_grad():
+            net[0].weight.copy_(torch.tensor([[1.0], [-1.0]]))
+        x = -torch.ones(40, 1)
+        x[-1] = 1.0  # unit 0 is zero for the first 39 samples
+        records = []
+        opt = torch.optim.SGD(net.parameters(), lr=0.0)
+        with SignalMonitor(net, None, every=1, window=1, sinks=[records.append]):
+            net(x).sum().backward()
             opt.step()
         assert records[0].dead == {"1": 0.0}
 

@@ -30,7 +30,7 @@ Pending = Moments | Tensor
 
 # Within these the square of a float32 has all its digits, and the sum of 10¹⁵ of them does not overflow.
 SAFE_LOW, SAFE_HIGH = 1e-12, 1e11
-_CHUNK = 1 << 16
+CHUNK = 1 << 16
 _threads = threading.local()
 _minimum, _maximum = np.minimum.reduce, np.maximum.reduce
 _NAN = math.nan
@@ -171,8 +171,10 @@ def of_values(values: Tensor, ends: Ends | None, *, zeros: bool = True) -> Momen
         return _with_nonfinite(values, ends)
     share_zero = _NAN
     if zeros:
-        share_zero = 0.0 if low > 0 or high < 0 else 1 - _count(np.not_equal, x, 0.0) / count
-    saturated = None if ends is None else _count(np.less_equal, x, ends[0]) + _count(np.greater_equal, x, ends[1])
+        share_zero = 0.0 if low > 0 or high < 0 else 1 - count_where(np.not_equal, x, 0.0) / count
+    saturated = (
+        None if ends is None else count_where(np.less_equal, x, ends[0]) + count_where(np.greater_equal, x, ends[1])
+    )
     scale = 1.0
     if not SAFE_LOW < largest < SAFE_HIGH:
         scale, values = largest, values.double() / (largest or 1.0)
@@ -198,48 +200,40 @@ def of_values(values: Tensor, ends: Ends | None, *, zeros: bool = True) -> Momen
     )
 
 
-def with_shares(found: Moments, x: Array, ends: Ends | None) -> Moments:
-    """Add the share of zeros, and of values on flat ends, to the moments of finite values."""
-    zeros = x.size - _count(np.not_equal, x, 0.0)
-    saturated = None if ends is None else _count(np.less_equal, x, ends[0]) + _count(np.greater_equal, x, ends[1])
-    share = None if saturated is None else saturated / x.size
-    return replace(found, share_zero=zeros / x.size, share_saturated=share)
-
-
 def _pieces(x: Array) -> Iterable[Array]:
-    return (x,) if x.size <= _CHUNK else np.split(x, range(_CHUNK, x.size, _CHUNK))
+    return (x,) if x.size <= CHUNK else np.split(x, range(CHUNK, x.size, CHUNK))
 
 
 def sums(x: Tensor) -> tuple[float, float]:
     """(Σx², Σx) of a vector: dot products within a piece, float64 across; the one with ones costs less than a sum."""
     count = x.numel()
-    if count <= _CHUNK:
-        return torch.dot(x, x).item(), torch.dot(x, _ones(count, x.dtype)).item()
-    whole = count - count % _CHUNK
-    rows = x[:whole].view(-1, _CHUNK)
+    if count <= CHUNK:
+        return torch.dot(x, x).item(), torch.dot(x, ones(count, x.dtype)).item()
+    whole = count - count % CHUNK
+    rows = x[:whole].view(-1, CHUNK)
     square, total = sums(x[whole:])
     norms = torch.linalg.vector_norm(rows, dim=1).double()
     return square + torch.dot(norms, norms).item(), total + rows.sum(dim=1).double().sum().item()
 
 
 @functools.lru_cache(maxsize=64)
-def _ones(count: int, dtype: torch.dtype) -> Tensor:
+def ones(count: int, dtype: torch.dtype) -> Tensor:
     return torch.ones(count, dtype=dtype, device="cpu")
 
 
-def _count(compare: np.ufunc, x: Array, bound: float) -> int:
+def count_where(compare: np.ufunc, x: Array, bound: float) -> int:
     """How many values compare so, through a buffer that stays: allocating one takes as long as comparing."""
-    buffer = _buffer()
-    if x.size <= _CHUNK:
-        return int(np.count_nonzero(compare(x, bound, out=buffer[: x.size])))
-    return sum(int(np.count_nonzero(compare(piece, bound, out=buffer[: piece.size]))) for piece in _pieces(x))
+    room = buffer()
+    if x.size <= CHUNK:
+        return int(np.count_nonzero(compare(x, bound, out=room[: x.size])))
+    return sum(int(np.count_nonzero(compare(piece, bound, out=room[: piece.size]))) for piece in _pieces(x))
 
 
-def _buffer() -> Array:
+def buffer() -> Array:
     """One for each thread: backward passes run in threads of their own."""
     found: Array | None = getattr(_threads, "buffer", None)
     if found is None:
-        found = _threads.buffer = np.empty(_CHUNK, dtype=bool)
+        found = _threads.buffer = np.empty(CHUNK, dtype=bool)
     return found
 
 

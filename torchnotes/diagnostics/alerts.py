@@ -47,6 +47,7 @@ class Watch:
         self.patience = patience
         self.steps = steps
         self._guessing_since: int | None = None
+        self._classes: int | None = None  # of the first record: a net has the same number at every step
         self.alerts: list[Alert] = []
         self._seen: set[tuple[str, str | None]] = set()
         self._runs: dict[tuple[str, str | None], int] = {}
@@ -69,7 +70,7 @@ class Watch:
 
     def _nonfinite(self, record: StepRecord) -> None:
         """Where it began: the weights if they are broken already, else the first activation, else the last gradient."""
-        if ("non-finite", None) in self._seen:
+        if record.nonfinite == 0 or ("non-finite", None) in self._seen:
             return
         forward = [layer for layer in record.layers if layer.activation.nonfinite]
         backward = [layer for layer in record.layers if layer.gradient is not None and layer.gradient.nonfinite]
@@ -90,10 +91,14 @@ class Watch:
 
     def _chance(self, record: StepRecord) -> None:
         """A cross-entropy of ln C is what a guess among C classes costs."""
-        rows = trunk(record.layers)
-        if record.loss is None or not rows:
+        if record.loss is None:
             return
-        classes = rows[-1].shape[1] if len(rows[-1].shape) > 1 else 1
+        if self._classes is None:
+            rows = trunk(record.layers)
+            if not rows:
+                return
+            self._classes = rows[-1].shape[1] if len(rows[-1].shape) > 1 else 1
+        classes = self._classes
         guess = math.log(classes) if classes > 1 else math.log(2)
         if not abs(record.loss - guess) < 0.01 * guess:
             self._guessing_since = None

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from torchnotes.diagnostics._moments import Ends, Pending, flat_ends, flat_ends_of_function
-from torchnotes.diagnostics.measuring import Exact, Measurer, Slot
+from torchnotes.diagnostics._moments import Ends, flat_ends, flat_ends_of_function
+from torchnotes.diagnostics.growth import growth_of, trusted
+from torchnotes.diagnostics.measuring import Exact, Measured, Measurer
 from torchnotes.diagnostics.records import Direction, LayerSignal, Moments, Role
 from torchnotes.init.following import activation_name
 from torchnotes.init.network import fans, is_layer
@@ -82,8 +83,8 @@ class Call:
     shape: torch.Size
     dtype: torch.dtype
     channel_axis: int
-    activation: Pending | Slot
-    gradient: Pending | Slot | None = None
+    activation: Measured
+    gradient: Measured | None = None
     hooked: bool = False
 
     @property
@@ -133,9 +134,6 @@ def weight_of(module: nn.Module) -> Tensor | None:
     return None
 
 
-# Beside training the gradient is taken at the layers, not at the functions between them.
-_PASSED_OVER = frozenset(["activation", "dropout"])
-
 _Weights = tuple[tuple[int | None, ...], tuple[int | None, int | None]]
 _NO_WEIGHT: _Weights = ((None, None, None), (None, None))
 
@@ -152,9 +150,27 @@ class Collected:
     """
 
     calls: list[Call]
-    parameters: Sequence[Pending | Slot]
+    parameters: Sequence[Measured]
     weights: list[_Weights]
     measurer: Measurer
+
+    def growth(self, direction: Direction) -> float | None:
+        """Factor on the rms per layer, without making records; no loss scale changes it."""
+        trunk = [call for call in self.calls if call.site.role == "weight"]
+        taken = [call.activation if direction == "forward" else call.gradient for call in trunk]
+        moments = iter(self.measurer.resolve([item for item in taken if item is not None]))
+        points = []
+        for call, item in zip(trunk, taken, strict=True):
+            value = None if item is None else trusted(next(moments), str(call.dtype).removeprefix("torch."))
+            if value is not None:
+                points.append((call.depth, value))
+        return growth_of(points, direction)
+
+    def nonfinite(self) -> int:
+        """How many values of activations, gradients and weights are not finite; sums on the host stand for none."""
+        taken = [item for call in self.calls for item in (call.activation, call.gradient)] + list(self.parameters)
+        doubtful = [item for item in taken if item is not None and not isinstance(item, tuple)]
+        return sum(moments.nonfinite for moments in self.measurer.resolve(doubtful))
 
     def records(self, *, scale: float = 1.0, weight_scale: float = 1.0) -> list[LayerSignal]:
         """Bring the numbers to the host, with one copy from each device, and make records of them.
@@ -209,8 +225,8 @@ class Capture:
         model: any module; parts that are themselves compiled or scripted are measured from outside.
         observe: told of each output and gradient of the modules whose role is in ``observed``, as it is recorded.
         on_error: given what was raised inside a hook; None lets it rise into the user's forward or backward.
-        training_only: for use beside training: stop recording when the model has returned, ignore what runs while
-            gradients are disabled, and pass over the gradients at activations and dropouts.
+        training_only: for use beside training: stop recording when the model has returned, and ignore what runs while
+            gradients are disabled.
 
     Attributes:
         measurer: how the tensors of the pass are measured; exactly, unless it is set before ``begin``.
@@ -336,22 +352,24 @@ class Capture:
             return
         if self._training_only and not torch.is_grad_enabled():
             return
-        self._safely(self._take, site, output)
-        if self._training_only and module is self.model and not _inside_backward():
-            self.recording = False  # the pass is over; what runs before the next one is not part of it
-
-    def _safely(self, action: Callable[..., None], *args: Any) -> None:
         self.busy = True
         try:
-            action(*args)
+            self._take(site, output)
         except Exception as error:
             if self._on_error is None:
                 raise
             self._on_error(error)
         finally:
             self.busy = False
+        if self._training_only and module is self.model and not _inside_backward():
+            self.recording = False  # the pass is over; what runs before the next one is not part of it
 
     def _take(self, site: Site, output: Any) -> None:
+        """Measure an output, unless it was measured before.
+
+        One function, few calls: between the kernels of a training step the interpreter is cold, and each call of a
+        Python function here costs some microseconds.
+        """
         # A number is no signal: where a model returns its loss beside its scores, the scores are meant.
         if type(output) is Tensor and output.dtype is torch.float32 and output.dim():
             tensor = output
@@ -364,36 +382,37 @@ class Capture:
             self._hook_recomputed(site, tensor)
             return
         version = 0 if tensor.is_inference() else tensor._version
+        role = site.role
         seen = self._recorded.get(id(tensor))
-        if seen is not None and seen[0]() is tensor and seen[1] == version and site.role != "weight":
+        if seen is not None and seen[0]() is tensor and seen[1] == version and role != "weight":
             return
         self._recorded[id(tensor)] = (weakref.ref(tensor), version)
-        self._record(site, tensor)
-
-    def _record(self, site: Site, tensor: Tensor) -> None:
-        if site.role == "weight":
+        if role == "weight":
             self._depth += 1
             self._channel_axis = 1 if isinstance(site.module, nn.modules.conv._ConvNd) else -1
         number = site.calls
         site.calls = number + 1
-        activation = self.measurer.output(tensor, site.ends, activation=site.role == "activation")
+        activation = self.measurer.output(tensor, site.ends, activation=role == "activation")
         call = Call(site, number, self._depth, tensor.shape, tensor.dtype, self._channel_axis, activation)
         self.calls.append(call)
-        if self._observe is not None and site.role in self.observed:
+        if self._observe is not None and role in self.observed:
             self._observe(call, tensor.detach(), "forward")
         if tensor.requires_grad:
-            self._hook(call, tensor)
-
-    def _hook(self, call: Call, tensor: Tensor) -> None:
-        call.hooked = True
-        if self._training_only and call.site.role in _PASSED_OVER:
-            return
-        tensor.register_hook(functools.partial(self._safely, self._read, call))
+            call.hooked = True
+            tensor.register_hook(functools.partial(self._read, call))
 
     def _read(self, call: Call, gradient: Tensor) -> None:
-        call.gradient = self.measurer.gradient(gradient)
-        if self._observe is not None and call.site.role in self.observed:
-            self._observe(call, gradient, "backward")
+        self.busy = True
+        try:
+            call.gradient = self.measurer.gradient(gradient)
+            if self._observe is not None and call.site.role in self.observed:
+                self._observe(call, gradient, "backward")
+        except Exception as error:
+            if self._on_error is None:
+                raise
+            self._on_error(error)
+        finally:
+            self.busy = False
 
     def _hook_recomputed(self, site: Site, tensor: Tensor) -> None:
         """Checkpointing with re-entry: the graph exists only now, so the gradient can only be hooked now.
@@ -402,7 +421,8 @@ class Capture:
         """
         call = next((call for call in reversed(self.calls) if call.site is site and not call.hooked), None)
         if call is not None and tensor.requires_grad:
-            self._hook(call, tensor)
+            call.hooked = True
+            tensor.register_hook(functools.partial(self._read, call))
 
 
 def rescale(moments: Moments | None, factor: float) -> Moments | None:
@@ -419,7 +439,9 @@ def rescale(moments: Moments | None, factor: float) -> Moments | None:
     )
 
 
+_graph_task: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lambda: -1)
+
+
 def _inside_backward() -> bool:
     """Whether a backward pass is running in this thread: a forward now is a checkpointed segment run again."""
-    current = getattr(torch._C, "_current_graph_task_id", None)
-    return current is not None and current() != -1
+    return _graph_task() != -1

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from torchnotes.diagnostics.records import Direction, LayerSignal
+from torchnotes.diagnostics.records import Direction, LayerSignal, Moments
 
 
 def trusted_log10(layer: LayerSignal, direction: Direction) -> float | None:
@@ -19,10 +19,14 @@ def trusted_log10(layer: LayerSignal, direction: Direction) -> float | None:
     and then become 0, and one value past the largest becomes an infinity. A slope through such points would not be
     that of the network.
     """
-    moments = layer.activation if direction == "forward" else layer.gradient
+    return trusted(layer.activation if direction == "forward" else layer.gradient, layer.dtype)
+
+
+def trusted(moments: Moments | None, dtype: str) -> float | None:
+    """log₁₀ rms, or None where the dtype could not hold the signal."""
     if moments is None or moments.nonfinite or not math.isfinite(moments.log10_rms):
         return None
-    low, high = _limits(layer.dtype)
+    low, high = _limits(dtype)
     return moments.log10_rms if low <= moments.log10_rms <= high else None
 
 
@@ -53,6 +57,11 @@ def growth_per_layer(layers: Sequence[LayerSignal], direction: Direction) -> flo
         The factor, or None where fewer than two layers have a scale their dtype can hold.
     """
     points = [(layer.depth, value) for layer in trunk(layers) if (value := trusted_log10(layer, direction)) is not None]
+    return growth_of(points, direction)
+
+
+def growth_of(points: Sequence[tuple[int, float]], direction: Direction) -> float | None:
+    """The same, from (depth, log₁₀ rms) of each weight layer."""
     if len({depth for depth, _ in points}) < 2:
         return None
     depth, log10 = np.asarray(points, dtype=np.float64).T

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -19,7 +19,7 @@ class StepRecord:
 
     Attributes:
         step: number of the training step, from 0.
-        layers: the records of the pass, in the order of execution.
+        layers: the records of the pass, in the order of execution; made when first looked at.
         forward_growth: factor on the activations' rms per layer; None where it could not be measured.
         backward_growth: factor on the gradients' rms per layer, from the last layer to the first.
         loss: what the user handed in, or None.
@@ -29,10 +29,11 @@ class StepRecord:
         saturated: by layer, share of units that were on a flat end for every sample in each of them.
         gradient_noise: by parameter, share of its gradient's second moment that fluctuates from one logged step to
             the next, 0 (always the same gradient) to 1 (nothing but noise); empty until two steps are logged.
+        nonfinite: how many values of activations, gradients and weights are infinities or NaNs.
     """
 
     step: int
-    layers: tuple[LayerSignal, ...]
+    layers: Sequence[LayerSignal]
     forward_growth: float | None
     backward_growth: float | None
     loss: float | None = None
@@ -41,6 +42,7 @@ class StepRecord:
     dead: dict[str, float] = field(default_factory=dict)
     saturated: dict[str, float] = field(default_factory=dict)
     gradient_noise: dict[str, float] = field(default_factory=dict)
+    nonfinite: int = 0
 
     def rows(self) -> list[dict[str, Any]]:
         """One flat dict for each layer: ``pandas.DataFrame(record.rows())``."""

@@ -113,6 +113,7 @@ class SignalMonitor:
         self._units = UnitTracker(window)
         self._weights = WeightTracker(self.model)
         self._shipment = Shipment()
+        self._lean = Lean(self._shipment)
         self._capture = Capture(self.model, self._observe, on_error=self._step_aside, training_only=True)
         self._parameters = {id(parameter) for parameter in self.model.parameters()}
         self._leader: int | None = None  # the optimiser that counts the steps
@@ -238,7 +239,7 @@ class SignalMonitor:
         self._samples.clear()
         self._units.begin()
         self._shipment = Shipment()
-        self._capture.measurer = Lean(self._shipment)
+        self._lean = self._capture.measurer = Lean(self._shipment)
         self._capture.observed = ("activation", "weight") if self._with_histograms else ("activation",)
         self._capture.begin()
 
@@ -383,7 +384,7 @@ class SignalMonitor:
     def _observe(self, call: Call, tensor: Tensor, direction: Direction) -> None:
         if call.site.role == "activation":
             if direction == "forward":
-                self._units.observe(call, tensor)
+                self._units.observe(call, tensor, self._lean.idle_units(tensor.shape, call.channel_axis))
             return
         values = plain(tensor).reshape(-1)
         values = values[:: max(1, values.numel() // 4096)].to(torch.float64, copy=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -26,6 +27,34 @@ class Sample:
     name: str
     place: Place
     count: int
+
+
+class LazyLayers(Sequence[LayerSignal]):
+    """The records of a pass, made when they are first looked at: on most steps nobody does.
+
+    Args:
+        make: makes them.
+        count: how many they will be.
+    """
+
+    def __init__(self, make: Callable[[], Sequence[LayerSignal]], count: int) -> None:
+        self._make = make
+        self._count = count
+        self._made: Sequence[LayerSignal] | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> LayerSignal: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[LayerSignal]: ...
+
+    def __getitem__(self, index: int | slice) -> LayerSignal | Sequence[LayerSignal]:
+        if self._made is None:
+            self._made = tuple(self._make())
+        return self._made[index]
 
 
 @dataclass
@@ -81,13 +110,14 @@ class MeasuredStep:
     def record(self) -> StepRecord:
         """Everything, on the host."""
         self.ship()
-        layers = tuple(self.layers or self.records())
+        collected, layers = self.collected, self.layers
         dead, saturated = self.idle.shares(self.shipment)
         return StepRecord(
             step=self.step,
-            layers=layers,
-            forward_growth=growth_per_layer(layers, "forward"),
-            backward_growth=growth_per_layer(layers, "backward"),
+            layers=LazyLayers(self.records, len(collected.calls)) if layers is None else layers,
+            forward_growth=collected.growth("forward") if layers is None else growth_per_layer(layers, "forward"),
+            backward_growth=collected.growth("backward") if layers is None else growth_per_layer(layers, "backward"),
+            nonfinite=collected.nonfinite() if layers is None else nonfinite_in(layers),
             loss=self._numbers()[0],
             learning_rate=self.learning_rate,
             update_ratio={} if self.weights is None else self.weights.ratios(self.shipment),
@@ -111,6 +141,16 @@ class MeasuredStep:
 
 def _finite(value: float | None) -> bool:
     return value is None or math.isfinite(value)
+
+
+def nonfinite_in(layers: Sequence[LayerSignal]) -> int:
+    """How many values of activations, gradients and weights are not finite."""
+    parts = [
+        part
+        for layer in layers
+        for part in (layer.activation, layer.gradient, layer.weight, layer.weight_gradient, layer.bias)
+    ]
+    return sum(part.nonfinite for part in parts if part is not None)
 
 
 def numbers(values: list[Tensor | float]) -> list[float]:

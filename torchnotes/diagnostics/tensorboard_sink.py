@@ -170,7 +170,7 @@ class TensorBoardSink:
             "growth of activations a layer": record.forward_growth,
             "growth of gradients a layer": record.backward_growth,
             "loss": record.loss,
-            "non-finite values": float(sum(layer.activation.nonfinite for layer in record.layers)) or None,
+            "non-finite values": float(record.nonfinite) or None,
         }
         if is_thinned_in(self._count, 256):
             updates = [value for value in record.update_ratio.values() if value > 0]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchnotes.diagnostics._moments import plain
 from torchnotes.diagnostics.capture import Call
-from torchnotes.diagnostics.measuring import Place, Shipment, is_ordinary
+from torchnotes.diagnostics.measuring import Array, Place, Shipment, is_ordinary
 
 
 @dataclass
@@ -58,13 +58,23 @@ class UnitTracker:
         for idle in self._now.values():
             idle.clear()
 
-    def observe(self, call: Call, output: Tensor) -> None:
-        """Take in one output, as it is recorded."""
+    def observe(self, call: Call, output: Tensor, idle: Array | None = None) -> None:
+        """Take in one output, as it is recorded.
+
+        Args:
+            call: the call it came from.
+            output: the tensor.
+            idle: which units were zero for every sample, where that is known already.
+        """
         if output.dim() < 2 or output.numel() == 0:
             return
         values = output if is_ordinary(output) else plain(output)
         axis, ends = call.channel_axis % values.dim(), call.site.ends
-        self._now["zero"][call.label] = _idle(values, axis, 0.0, 0.0)
+        if idle is None:
+            self._now["zero"][call.label] = _idle(values, axis, 0.0, 0.0)
+        else:
+            found = torch.from_numpy(idle.astype(np.int32)) if idle.any() else _none_of(idle.size)
+            self._now["zero"][call.label] = found
         if ends is not None:
             self._now["flat"][call.label] = _idle(values, axis, *ends)
 

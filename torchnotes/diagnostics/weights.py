@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -32,6 +33,9 @@ class _Sample:
 
     def sums(self, values: Tensor) -> Tensor:
         """The sum over the entries of each weight, in float64."""
+        if values.device.type == "cpu":
+            starts = np.cumsum([0, *self.sizes[:-1]])
+            return torch.from_numpy(np.add.reduceat(values.numpy(), starts, dtype=np.float64))
         found = torch.zeros(len(self.sizes), dtype=torch.float64, device=values.device)
         return found.index_add_(0, self.weight, values.to(torch.float64))
 
@@ -94,6 +98,7 @@ class WeightTracker:
         self._noise: dict[torch.device, _Noise] = {}
         self._before: list[tuple[torch.device, Tensor]] = []
 
+    @torch.no_grad()
     def before_update(self, scale: float = 1.0) -> None:
         """Keep a sample of the weights, and take in one of their gradients."""
         self._before = []
@@ -105,6 +110,7 @@ class WeightTracker:
             gradients = [_entries(g, self.NOISE_ENTRIES) for _, p in found if (g := p.grad) is not None]
             self._average(device, names, gradients, scale)
 
+    @torch.no_grad()
     def after_update(self, shipment: Shipment) -> WeightNumbers:
         """Compare with what was kept; the numbers go into the shipment."""
         parameters = {
@@ -162,7 +168,11 @@ def _joined(names: list[str], entries: list[Tensor], dtype: torch.dtype, like: _
 
 def _entries(tensor: Tensor, wanted: int) -> Tensor:
     """About so many entries, evenly spread; the stride shares no factor with a row, so that every column is met."""
-    values = tensor.detach() if is_ordinary(tensor) else plain(tensor)
+    if is_ordinary(tensor):
+        count = tensor.numel()
+        stride = _stride(count, tensor.shape[-1], wanted)
+        return torch.as_strided(tensor, (1 + (count - 1) // stride,), (stride,))
+    values = plain(tensor)
     return values.reshape(-1)[:: _stride(values.numel(), values.shape[-1], wanted)]
 
 
