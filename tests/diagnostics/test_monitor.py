@@ -285,6 +285,67 @@ def test_nothing_is_done_on_other_steps(monkeypatch):
     assert not monitor.aside
 
 
+class TestDetail:
+    """Full measurements thinned: between them the weight layers' scale alone, and that exactly."""
+
+    def records(self, **kwargs):
+        net, records = make(), []
+        with SignalMonitor(net, None, every=1, sinks=[records.append], **kwargs) as monitor:
+            train(net, 7, monitor=monitor)
+        assert not monitor.aside
+        return records, monitor
+
+    def test_the_scale_is_that_of_a_full_measurement(self):
+        (full, _), (thinned, monitor) = self.records(), self.records(detail=3)
+        assert [record.full for record in thinned] == [True, False, False, True, False, False, True]
+        assert [record.loss for record in thinned] == [record.loss for record in full]
+        for one, other in zip(full, thinned, strict=True):
+            assert (other.forward_growth, other.backward_growth) == pytest.approx(
+                (one.forward_growth, one.backward_growth)
+            )
+            assert bool(other.update_ratio) == bool(other.dead) == other.full
+            known = {layer.label: layer for layer in one.layers}
+            kept = [layer.label for layer in one.layers if layer.role == "weight" or other.full]
+            assert [layer.label for layer in other.layers] == kept
+            for layer in other.layers:
+                for part in ("activation", "gradient", "weight", "weight_gradient"):
+                    a, b = getattr(known[layer.label], part), getattr(layer, part)
+                    assert b is None if a is None else b.rms == pytest.approx(a.rms, rel=1e-6)
+        assert math.isnan(thinned[1].layers[0].activation.max_abs)
+        assert monitor.last is thinned[6]
+
+    def test_the_report_is_that_of_the_last_full_step(self):
+        records, monitor = self.records(detail=4)
+        assert monitor.report is not None
+        assert monitor.report.layers[0] == records[4].layers[0]
+        assert len(monitor.report.layers) == 8
+
+    def test_dead_units_are_counted_on_full_steps(self):
+        net, records = TestDeadUnits().net(), []
+        with SignalMonitor(net, None, every=1, detail=2, window=3, sinks=[records.append]):
+            train(net, 6)
+        assert [record.dead.get("1") for record in records] == [0.0, None, 0.0, None, pytest.approx(5 / 12), None]
+
+    def test_non_finite_values_are_seen_between_full_steps(self):
+        net = make()
+        with SignalMonitor(net, None, every=1, detail=10) as monitor:
+            opt = torch.optim.SGD(net.parameters(), lr=0.1)
+            for step, (x, y) in enumerate(batches(4)):
+                opt.zero_grad()
+                F.cross_entropy(net(x * (math.inf if step == 2 else 1)), y).backward()
+                opt.step()
+        assert (monitor.alerts[0].step, monitor.alerts[0].layer) == (2, "0")
+        assert "in the activations of 0 or between it and the weight layer before" in monitor.alerts[0].text
+
+    def test_training_and_its_log_are_as_ever(self, tmp_path):
+        plain, net = make(), make()
+        expected = train(plain)
+        with SignalMonitor(net, tmp_path, every=1, detail=3) as monitor:
+            assert train(net, monitor=monitor) == expected
+        assert not monitor.aside
+        assert list(tmp_path.glob("events*"))
+
+
 class Copies(TorchDispatchMode):
     """Counts what brings numbers to the host: every one of these makes it wait for a device."""
 
@@ -734,6 +795,7 @@ def test_the_report_of_the_last_step():
             r"every must be a whole number .* got 0; try every=10",
         ),
         (lambda: SignalMonitor(make(), None, window=2.5), ValueError, r"window must be a whole number .* got 2.5"),
+        (lambda: SignalMonitor(make(), None, detail=0), ValueError, r"detail must be a whole number .* got 0"),
     ],
 )
 def test_errors_by_their_wording(call, error, words):

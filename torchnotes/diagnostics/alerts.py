@@ -80,7 +80,8 @@ class Watch:
             text = f"the weights of {first} hold non-finite values: an update before this step broke them."
         elif forward:
             first = forward[0].label
-            text = f"non-finite values begin in the activations of {first}, from finite weights."
+            or_before = "" if record.full else " or between it and the weight layer before"
+            text = f"non-finite values begin in the activations of {first}{or_before}, from finite weights."
         elif backward:
             first = backward[-1].label
             text = f"non-finite values begin in the gradient that arrives at {first}, from finite activations."

@@ -252,6 +252,7 @@ class Capture:
         self.observed: Container[Role] = ()
         self.busy = False
         self._handles: list[Any] = []
+        self._roles: Container[Role] | None = None
         self._sites: dict[nn.Module, Site] = {}
         self._function_calls: dict[str, int] = {}
         self._depth = 0
@@ -265,15 +266,23 @@ class Capture:
     def __exit__(self, *_: object) -> None:
         self.detach()
 
-    def attach(self) -> None:
-        """Put the hooks on."""
+    def attach(self, roles: Container[Role] | None = None) -> None:
+        """Put the hooks on.
+
+        Args:
+            roles: record modules of these roles only; None for all.
+        """
         if self._handles:
-            return
+            if roles == self._roles:
+                return
+            self.detach()
+        self._roles = roles
         for name, module in self.model.named_modules():
             if module not in self._sites:
                 self._sites[module] = Site(name, module, role_of(module), flat_ends(module))
-            hook = functools.partial(self._after_forward, self._sites[module])
-            self._handles.append(module.register_forward_hook(hook))
+            if roles is None or module is self.model or self._sites[module].role in roles:
+                hook = functools.partial(self._after_forward, self._sites[module])
+                self._handles.append(module.register_forward_hook(hook))
 
     def detach(self) -> None:
         """Take every hook off."""
@@ -354,7 +363,8 @@ class Capture:
             return
         self.busy = True
         try:
-            self._take(site, output)
+            if self._roles is None or site.role in self._roles:
+                self._take(site, output)
         except Exception as error:
             if self._on_error is None:
                 raise

@@ -30,6 +30,7 @@ class StepRecord:
         gradient_noise: by parameter, share of its gradient's second moment that fluctuates from one logged step to
             the next, 0 (always the same gradient) to 1 (nothing but noise); empty until two steps are logged.
         nonfinite: how many values of activations, gradients and weights are infinities or NaNs.
+        full: whether everything was measured, or the rms of the weight layers alone (``SignalMonitor(detail=…)``).
     """
 
     step: int
@@ -43,6 +44,7 @@ class StepRecord:
     saturated: dict[str, float] = field(default_factory=dict)
     gradient_noise: dict[str, float] = field(default_factory=dict)
     nonfinite: int = 0
+    full: bool = True
 
     def rows(self) -> list[dict[str, Any]]:
         """One flat dict for each layer: ``pandas.DataFrame(record.rows())``."""

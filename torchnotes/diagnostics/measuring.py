@@ -213,15 +213,18 @@ class Lean:
                 if count <= _TINY:
                     tiny.append(i)
                     continue
-                values = tensor.detach().view(-1)
-                square = torch.dot(values, values).item()
-                if SAFE_LOW**2 < square / count < SAFE_HIGH**2:
-                    low, high = torch.aminmax(values)
-                    found[i] = count, square, _NAN, low.item(), high.item(), -1, -1
+                found[i] = self._of_long(tensor.detach().view(-1))
         if tiny:
             for i, item in zip(tiny, _together([tensors[i].detach().view(-1) for i in tiny]), strict=True):
                 found[i] = item
         return [self.gradient(tensor) if item is None else item for tensor, item in zip(tensors, found, strict=True)]
+
+    def _of_long(self, x: Tensor) -> Sums | None:
+        count, square = x.numel(), torch.dot(x, x).item()
+        if not SAFE_LOW**2 < square / count < SAFE_HIGH**2:
+            return None
+        low, high = torch.aminmax(x)
+        return count, square, _NAN, low.item(), high.item(), -1, -1
 
     def idle_units(self, shape: torch.Size, axis: int) -> Array | None:
         """Of the output measured last, which units were zero for every sample; None where that is not known."""
@@ -281,6 +284,26 @@ class Lean:
             fields["saturated"] = (x <= ends[0]).sum(dtype=f64) + (x >= ends[1]).sum(dtype=f64)
         places = [self._shipment.add(field) for field in fields.values()]
         return Slot(places[0], x.numel(), tuple(fields))
+
+
+class Scale(Lean):
+    """Only the rms and the non-finite values, by one reading: for the steps between full ones."""
+
+    def output(self, tensor: Tensor, ends: Ends | None, *, activation: bool) -> Measured:
+        """The scale."""
+        return self.gradient(tensor)
+
+    def gradient(self, tensor: Tensor) -> Measured:
+        """The scale."""
+        if is_ordinary(tensor) and 0 < tensor.numel() <= CHUNK:
+            x = (tensor.detach() if tensor.requires_grad else tensor).view(-1)
+            return self._of_long(x) or of_values(x, None, zeros=False)
+        return super().gradient(tensor)
+
+    def _of_long(self, x: Tensor) -> Sums | None:
+        count, square = x.numel(), torch.dot(x, x).item()
+        sound = SAFE_LOW**2 < square / count < SAFE_HIGH**2
+        return (count, square, _NAN, _NAN, _NAN, -1, -1) if sound else None
 
 
 def is_ordinary(tensor: Tensor) -> bool:

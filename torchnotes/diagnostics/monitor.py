@@ -9,7 +9,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
@@ -17,18 +16,22 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torchnotes._checks import describe
 from torchnotes.diagnostics import distributed
 from torchnotes.diagnostics._moments import plain
-from torchnotes.diagnostics.alerts import Alert, Watch
+from torchnotes.diagnostics.alerts import Alert
 from torchnotes.diagnostics.capture import Call, Capture
+from torchnotes.diagnostics.delivery import Delivery
 from torchnotes.diagnostics.history import Sink, StepRecord
-from torchnotes.diagnostics.measuring import Lean, Shipment
+from torchnotes.diagnostics.measuring import Lean, Scale, Shipment
 from torchnotes.diagnostics.monitor_step import MeasuredStep, Sample, loss_scale, numbers
-from torchnotes.diagnostics.records import Direction
+from torchnotes.diagnostics.records import Direction, Role
 from torchnotes.diagnostics.report import SignalReport, make_report
-from torchnotes.diagnostics.units import UnitTracker
-from torchnotes.diagnostics.weights import WeightTracker
+from torchnotes.diagnostics.units import IdleUnits, UnitTracker
+from torchnotes.diagnostics.weights import WeightNumbers, WeightTracker
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+
+_TRUNK: frozenset[Role] = frozenset({"weight"})
 
 
 class SignalMonitor:
@@ -49,6 +52,8 @@ class SignalMonitor:
         model: any module.
         log_dir: TensorBoard's log directory, or an open ``SummaryWriter``, which is then left open; None for none.
         every: steps from one measurement to the next.
+        detail: measured steps from one full measurement to the next. On those between only the weight layers are
+            looked at: rms and non-finite values of outputs, gradients, weights and their gradients.
         eager: run the measured steps of a compiled model uncompiled. No hook runs inside compiled code; without this
             a compiled model is trained as it is, and the monitor says that it saw nothing. (Compiled and uncompiled
             code may differ by rounding.)
@@ -84,6 +89,7 @@ class SignalMonitor:
         log_dir: str | Path | SummaryWriter | None,
         *,
         every: int = 50,
+        detail: int = 1,
         eager: bool = False,
         scaler: Any = None,
         sinks: Iterable[Sink] = (),
@@ -92,24 +98,24 @@ class SignalMonitor:
         first_group: int = 1,
         hparams: Mapping[str, str | float] | None = None,
     ) -> None:
-        _check(model, every, window)
+        _check(model, every=every, window=window, detail=detail)
         spread = distributed.is_replicated(model)
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = model.module
         self.model: nn.Module = getattr(model, "_orig_mod", model)
         self.every = every
         self.steps = 0
-        self.last: StepRecord | None = None
         self.aside = False
         self._eager = eager
         self._scaler = scaler
-        self._sinks = list(sinks) if distributed.is_writer() else []
+        self._detail = detail
         self._histograms = histograms
-        self._board: Any = None
+        board: Any = None
         if log_dir is not None and distributed.is_writer():
             from torchnotes.diagnostics.tensorboard_sink import TensorBoardSink
 
-            self._board = TensorBoardSink(log_dir, first_group=first_group, hparams=hparams)
+            board = TensorBoardSink(log_dir, first_group=first_group, hparams=hparams)
+        self._delivery = Delivery(board, list(sinks) if distributed.is_writer() else [])
         self._units = UnitTracker(window)
         self._weights = WeightTracker(self.model)
         self._shipment = Shipment()
@@ -120,7 +126,6 @@ class SignalMonitor:
         self._pending: MeasuredStep | None = None
         self._loss: Tensor | float | None = None
         self._losses: list[tuple[int, Tensor | float]] = []  # of every step since the last record: is each finite?
-        self._watch = Watch()
         self._spread = distributed.world_size() > 1 and spread
         self._samples: list[Sample] = []
         self._closed = False
@@ -140,14 +145,20 @@ class SignalMonitor:
 
     @property
     def report(self) -> SignalReport | None:
-        """The report of the last logged step, with its verdict; None before the first."""
+        """The report of the last step that was measured in full, with its verdict; None before the first."""
         self._safely(self._deliver)
-        return None if self.last is None else make_report(self.last.layers, loss=self.last.loss)
+        record = self._delivery.last_full
+        return None if record is None else make_report(record.layers, loss=record.loss)
+
+    @property
+    def last(self) -> StepRecord | None:
+        """The record that was delivered last; None before the first."""
+        return self._delivery.last
 
     @property
     def alerts(self) -> list[Alert]:
         """What was noticed so far: non-finite values, a loss at chance level, dead units, updates out of range."""
-        return list(self._watch.alerts)
+        return list(self._delivery.watch.alerts)
 
     def step(self, loss: Tensor | float | None = None) -> None:
         """End a training step by hand, or only hand in its loss where an optimiser counts the steps.
@@ -184,7 +195,7 @@ class SignalMonitor:
         values = numbers([loss for _, loss in self._losses])
         for (step, _), value in zip(self._losses, values, strict=True):
             if not math.isfinite(value):
-                self._watch.bad_loss(step)
+                self._delivery.watch.bad_loss(step)
         self._losses.clear()
 
     def close(self) -> None:
@@ -195,15 +206,16 @@ class SignalMonitor:
         self._safely(self._check_losses)
         self._detach()
         self._closed = True
-        if self._board is not None:
-            self._safely(self._board.close, self._units.maps(), [f"* {alert}" for alert in self.alerts[:20]])
-        for sink in self._sinks:
-            if callable(close := getattr(sink, "close", None)):
-                self._safely(close)
+        for action in self._delivery.closing(self._units):
+            self._safely(action)
 
     @property
     def _due(self) -> bool:
         return self.steps % self.every == 0
+
+    @property
+    def _full(self) -> bool:
+        return self.steps // self.every % self._detail == 0
 
     def _attach(self) -> None:
         self._handles = [
@@ -239,13 +251,13 @@ class SignalMonitor:
         self._samples.clear()
         self._units.begin()
         self._shipment = Shipment()
-        self._lean = self._capture.measurer = Lean(self._shipment)
-        self._capture.observed = ("activation", "weight") if self._with_histograms else ("activation",)
+        self._lean = self._capture.measurer = (Lean if self._full else Scale)(self._shipment)
+        self._capture.observed = ()
+        if self._full:
+            count = self.steps // self.every // self._detail
+            wanted = self._histograms and self._delivery.wants_histograms(count)
+            self._capture.observed = ("activation", "weight") if wanted else ("activation",)
         self._capture.begin()
-
-    @property
-    def _with_histograms(self) -> bool:
-        return self._histograms and self._board is not None and self._board.wants_histograms(self.steps // self.every)
 
     def _before_optimizer(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
         if self.aside or not self._leads(optimizer) or not self._due:
@@ -306,17 +318,20 @@ class SignalMonitor:
             weight_scale=left,
             learning_rate=None if optimizer is None else float(optimizer.param_groups[0]["lr"]),
             samples=list(self._samples),
-            idle=self._units.commit(self._shipment),
+            idle=self._units.commit(self._shipment) if self._full else IdleUnits(),
             loss=self._loss,
+            full=self._full,
         )
         self._loss = None
-        self._weights.before_update(left)
+        if self._full:
+            self._weights.before_update(left)
 
     def _finish_update(self) -> None:
         pending = self._pending
         if pending is None or pending.weights is not None:
             return
-        pending.weights = self._weights.after_update(pending.shipment)
+        full = pending.full
+        pending.weights = self._weights.after_update(pending.shipment) if full else WeightNumbers([], [])
         if pending.loss is not None:
             self._ship()
 
@@ -354,7 +369,7 @@ class SignalMonitor:
     def _arm(self, due: bool) -> None:
         """Record from here on, or stop."""
         if due:
-            self._capture.attach()
+            self._capture.attach(None if self._full else _TRUNK)
             self._begin()
         else:
             self._capture.detach()
@@ -368,18 +383,7 @@ class SignalMonitor:
             return
         self._ship()
         self._pending = None
-        self.last = pending.record()
-        for step in pending.bad_losses():
-            self._watch.bad_loss(step)
-        self._watch.look(self.last)
-        if self._board is not None:
-            self._board(self.last)
-            for sample in pending.samples:
-                values = np.asarray(pending.shipment.read(sample.place, sample.count))
-                if np.isfinite(values).any():
-                    self._board.histogram(pending.step, sample.part, sample.name, values[np.isfinite(values)])
-        for sink in self._sinks:
-            sink(self.last)
+        self._delivery(pending)
 
     def _observe(self, call: Call, tensor: Tensor, direction: Direction) -> None:
         if call.site.role == "activation":
@@ -426,13 +430,13 @@ class SignalMonitor:
         )
 
 
-def _check(model: object, every: object, window: object) -> None:
+def _check(model: object, **counts: object) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {describe(model)}; wrap a function in a module.")
     if next(model.parameters(), None) is None:
         raise ValueError(
             f"model must have parameters, got {type(model).__name__} with none; there is nothing to train in it."
         )
-    for name, value in (("every", every), ("window", window)):
+    for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a whole number of steps from 1 on, got {value!r}; try {name}=10.")

@@ -74,6 +74,7 @@ class MeasuredStep:
         loss: as handed in.
         losses: of the steps since the last measured one: is each finite?
         layers: the records pooled over ranks.
+        full: whether everything was measured, or the scale of the weight layers alone.
     """
 
     step: int
@@ -88,6 +89,7 @@ class MeasuredStep:
     loss: Tensor | float | None = None
     losses: list[tuple[int, Tensor | float]] = field(default_factory=list)
     layers: list[LayerSignal] | None = None
+    full: bool = True
     _places: list[Place] = field(default_factory=list)
 
     def ship(self) -> None:
@@ -117,6 +119,7 @@ class MeasuredStep:
             layers=LazyLayers(self.records, len(collected.calls)) if layers is None else layers,
             forward_growth=collected.growth("forward") if layers is None else growth_per_layer(layers, "forward"),
             backward_growth=collected.growth("backward") if layers is None else growth_per_layer(layers, "backward"),
+            full=self.full,
             nonfinite=collected.nonfinite() if layers is None else nonfinite_in(layers),
             loss=self._numbers()[0],
             learning_rate=self.learning_rate,

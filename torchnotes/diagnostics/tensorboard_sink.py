@@ -55,8 +55,8 @@ class TensorBoardSink:
 
     What is written, and when, so that 1,000 logged steps of a 50-layer net stay under 1 MB:
 
-    * every logged step: growth per layer and loss, as one event; the first 256, then 64 to each doubling of their
-      number: also dead units, update-to-weight ratio and gradient noise;
+    * every logged step: growth per layer and loss, as one event; the first 256 full ones, then 64 to each doubling of
+      their number: also dead units, update-to-weight ratio and gradient noise;
     * the first 16 logged steps, then 4 to each doubling: the scale of every layer;
     * the 1st, 10th, 100th, ... logged step: histograms, of 20 bins;
     * the first logged step, and the last on closing: the depth curves;
@@ -81,6 +81,7 @@ class TensorBoardSink:
         self._hparams = hparams
         self._writer: Any = None if self._owned else target
         self._count = 0
+        self._full_count = 0
         self._last: StepRecord | None = None
         self._written: list[tuple[int, dict[str, tuple[float, float]]]] = []
 
@@ -94,7 +95,7 @@ class TensorBoardSink:
         return self._writer  # type: ignore[no-any-return]
 
     def wants_histograms(self, count: int) -> bool:
-        """Whether the count-th record should come with histograms."""
+        """Whether the count-th full record should come with histograms."""
         return has_histograms(count)
 
     def __call__(self, record: StepRecord) -> None:
@@ -114,7 +115,9 @@ class TensorBoardSink:
                 )
             )
         self._count += 1
-        self._last = record
+        if record.full:
+            self._full_count += 1
+            self._last = record
 
     def histogram(self, step: int, part: str, name: str, values: Any) -> None:
         """Write one histogram of 20 bins over a sample of the values."""
@@ -172,7 +175,7 @@ class TensorBoardSink:
             "loss": record.loss,
             "non-finite values": float(record.nonfinite) or None,
         }
-        if is_thinned_in(self._count, 256):
+        if record.full and is_thinned_in(self._full_count, 256):
             updates = [value for value in record.update_ratio.values() if value > 0]
             noise, dead = list(record.gradient_noise.values()), list(record.dead.values())
             values["dead units, share"] = float(np.mean(dead)) if dead else None

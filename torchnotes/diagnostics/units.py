@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -80,7 +80,7 @@ class UnitTracker:
 
     def commit(self, shipment: Shipment) -> IdleUnits:
         """Count the pass as a logged step; what was found goes into the shipment."""
-        found = IdleUnits({}, {})
+        found = IdleUnits()
         for kind, layers in self._now.items():
             by_device: dict[torch.device, dict[str, Tensor]] = {}
             for label, idle in layers.items():
@@ -135,8 +135,8 @@ class UnitTracker:
 class IdleUnits:
     """Where in the shipment the numbers of idle units are, and how many units there are, by layer."""
 
-    zero: dict[str, tuple[Place, int]]
-    flat: dict[str, tuple[Place, int]]
+    zero: dict[str, tuple[Place, int]] = field(default_factory=dict)
+    flat: dict[str, tuple[Place, int]] = field(default_factory=dict)
 
     def shares(self, shipment: Shipment) -> tuple[dict[str, float], dict[str, float]]:
         """(dead, saturated): by layer, the share of units that did nothing through the whole window."""
