@@ -15,23 +15,15 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from torchnotes._checks import describe
 from torchnotes.diagnostics import distributed
-from torchnotes.diagnostics._moments import plain
 from torchnotes.diagnostics.alerts import Alert
-from torchnotes.diagnostics.capture import Call, Capture
 from torchnotes.diagnostics.delivery import Delivery
 from torchnotes.diagnostics.history import Sink, StepRecord
-from torchnotes.diagnostics.measuring import Lean, Scale, Shipment
-from torchnotes.diagnostics.monitor_step import MeasuredStep, Sample, loss_scale, numbers
-from torchnotes.diagnostics.records import Direction, Role
+from torchnotes.diagnostics.monitor_step import MeasuredStep, loss_scale, numbers
 from torchnotes.diagnostics.report import SignalReport, make_report
-from torchnotes.diagnostics.units import IdleUnits, UnitTracker
-from torchnotes.diagnostics.weights import WeightNumbers, WeightTracker
+from torchnotes.diagnostics.taking import StepTaker
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
-
-
-_TRUNK: frozenset[Role] = frozenset({"weight"})
 
 
 class SignalMonitor:
@@ -116,18 +108,13 @@ class SignalMonitor:
 
             board = TensorBoardSink(log_dir, first_group=first_group, hparams=hparams)
         self._delivery = Delivery(board, list(sinks) if distributed.is_writer() else [])
-        self._units = UnitTracker(window)
-        self._weights = WeightTracker(self.model)
-        self._shipment = Shipment()
-        self._lean = Lean(self._shipment)
-        self._capture = Capture(self.model, self._observe, on_error=self._step_aside, training_only=True)
+        self._taker = StepTaker(self.model, window, self._step_aside)
         self._parameters = {id(parameter) for parameter in self.model.parameters()}
         self._leader: int | None = None  # the optimiser that counts the steps
         self._pending: MeasuredStep | None = None
         self._loss: Tensor | float | None = None
         self._losses: list[tuple[int, Tensor | float]] = []  # of every step since the last record: is each finite?
         self._spread = distributed.world_size() > 1 and spread
-        self._samples: list[Sample] = []
         self._closed = False
         self._warned = False
         self._fresh = False  # whether a pass has been made since the last update
@@ -206,7 +193,7 @@ class SignalMonitor:
         self._safely(self._check_losses)
         self._detach()
         self._closed = True
-        for action in self._delivery.closing(self._units):
+        for action in self._delivery.closing(self._taker.units):
             self._safely(action)
 
     @property
@@ -227,7 +214,7 @@ class SignalMonitor:
 
     def _detach(self, keep: int = 0) -> None:
         self._arm(False)
-        self._capture.detach()
+        self._taker.detach()
         while len(self._handles) > keep:
             self._handles.pop(0).remove()
 
@@ -248,16 +235,8 @@ class SignalMonitor:
             self._begin()
 
     def _begin(self) -> None:
-        self._samples.clear()
-        self._units.begin()
-        self._shipment = Shipment()
-        self._lean = self._capture.measurer = (Lean if self._full else Scale)(self._shipment)
-        self._capture.observed = ()
-        if self._full:
-            count = self.steps // self.every // self._detail
-            wanted = self._histograms and self._delivery.wants_histograms(count)
-            self._capture.observed = ("activation", "weight") if wanted else ("activation",)
-        self._capture.begin()
+        count = self.steps // self.every // self._detail
+        self._taker.begin(self._full, self._histograms and self._delivery.wants_histograms(count))
 
     def _before_optimizer(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
         if self.aside or not self._leads(optimizer) or not self._due:
@@ -307,31 +286,23 @@ class SignalMonitor:
         scale = loss_scale(self._scaler)
         # GradScaler unscales before the optimiser's step, except for fused optimisers: those are told the scale.
         left = scale if getattr(optimizer, "grad_scale", None) is not None else 1.0
-        if not self._capture.calls:
+        if not self._taker.saw_something:
             self._warn_nothing_ran()
             return
-        self._pending = MeasuredStep(
-            step=self.steps,
-            collected=self._capture.collect(),
-            shipment=self._shipment,
+        self._pending = self._taker.take(
+            self.steps,
             scale=scale,
             weight_scale=left,
             learning_rate=None if optimizer is None else float(optimizer.param_groups[0]["lr"]),
-            samples=list(self._samples),
-            idle=self._units.commit(self._shipment) if self._full else IdleUnits(),
             loss=self._loss,
-            full=self._full,
         )
         self._loss = None
-        if self._full:
-            self._weights.before_update(left)
 
     def _finish_update(self) -> None:
         pending = self._pending
         if pending is None or pending.weights is not None:
             return
-        full = pending.full
-        pending.weights = self._weights.after_update(pending.shipment) if full else WeightNumbers([], [])
+        self._taker.finish(pending)
         if pending.loss is not None:
             self._ship()
 
@@ -369,10 +340,10 @@ class SignalMonitor:
     def _arm(self, due: bool) -> None:
         """Record from here on, or stop."""
         if due:
-            self._capture.attach(None if self._full else _TRUNK)
+            self._taker.attach(self._full)
             self._begin()
         else:
-            self._capture.detach()
+            self._taker.detach()
         if self._eager:
             torch.compiler.set_stance("force_eager" if due else "default")
 
@@ -384,18 +355,6 @@ class SignalMonitor:
         self._ship()
         self._pending = None
         self._delivery(pending)
-
-    def _observe(self, call: Call, tensor: Tensor, direction: Direction) -> None:
-        if call.site.role == "activation":
-            if direction == "forward":
-                self._units.observe(call, tensor, self._lean.idle_units(tensor.shape, call.channel_axis))
-            return
-        values = plain(tensor).reshape(-1)
-        values = values[:: max(1, values.numel() // 4096)].to(torch.float64, copy=True)
-        if values.numel():
-            part = "activations" if direction == "forward" else "gradients"
-            name = f"{call.depth:03} {call.label}"
-            self._samples.append(Sample(part, name, self._shipment.add(values), values.numel()))
 
     def _safely(self, action: Callable[..., Any], *args: Any) -> None:
         try:

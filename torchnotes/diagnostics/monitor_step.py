@@ -38,7 +38,7 @@ class LazyLayers(Sequence[LayerSignal]):
     """
 
     def __init__(self, make: Callable[[], Sequence[LayerSignal]], count: int) -> None:
-        self._make = make
+        self._make: Callable[[], Sequence[LayerSignal]] | None = make
         self._count = count
         self._made: Sequence[LayerSignal] | None = None
 
@@ -53,7 +53,8 @@ class LazyLayers(Sequence[LayerSignal]):
 
     def __getitem__(self, index: int | slice) -> LayerSignal | Sequence[LayerSignal]:
         if self._made is None:
-            self._made = tuple(self._make())
+            assert self._make is not None
+            self._made, self._make = tuple(self._make()), None  # which held the sums of the whole pass
         return self._made[index]
 
 

@@ -1,0 +1,106 @@
+"""What a monitor takes in of a training step: the pass through its hooks, and the weights around the update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from torchnotes.diagnostics._moments import plain
+from torchnotes.diagnostics.capture import Call, Capture
+from torchnotes.diagnostics.measuring import Lean, Scale, Shipment
+from torchnotes.diagnostics.monitor_step import MeasuredStep, Sample
+from torchnotes.diagnostics.records import Direction, Role
+from torchnotes.diagnostics.units import IdleUnits, UnitTracker
+from torchnotes.diagnostics.weights import WeightNumbers, WeightTracker
+
+_TRUNK: frozenset[Role] = frozenset({"weight"})
+
+
+class StepTaker:
+    """Measures one training step after the other; knows nothing of when, nor of where the numbers go.
+
+    Args:
+        model: the model.
+        window: full steps in a row after which a unit that was always zero counts as dead.
+        on_error: given what was raised inside a hook.
+
+    Attributes:
+        units: what was seen of the units so far.
+    """
+
+    def __init__(self, model: nn.Module, window: int, on_error: Callable[[Exception], None]) -> None:
+        self.units = UnitTracker(window)
+        self._weights = WeightTracker(model)
+        self._shipment = Shipment()
+        self._lean = Lean(self._shipment)
+        self._capture = Capture(model, self._observe, on_error=on_error, training_only=True)
+        self._samples: list[Sample] = []
+        self._full = True
+
+    @property
+    def saw_something(self) -> bool:
+        """Whether a module ran since ``begin``."""
+        return bool(self._capture.calls)
+
+    def attach(self, full: bool) -> None:
+        """Put the hooks on: on every module, or on the weight layers alone."""
+        self._capture.attach(None if full else _TRUNK)
+
+    def detach(self) -> None:
+        """Take every hook off."""
+        self._capture.detach()
+
+    def begin(self, full: bool, histograms: bool) -> None:
+        """Forget the last pass and take the next."""
+        self._full = full
+        self._samples.clear()
+        self.units.begin()
+        self._shipment = Shipment()
+        self._lean = self._capture.measurer = (Lean if full else Scale)(self._shipment)
+        self._capture.observed = (("activation", "weight") if histograms else ("activation",)) if full else ()
+        self._capture.begin()
+
+    def take(
+        self,
+        step: int,
+        *,
+        scale: float,
+        weight_scale: float,
+        learning_rate: float | None,
+        loss: Tensor | float | None,
+    ) -> MeasuredStep:
+        """End the pass and take the weights and their gradients, just before the update."""
+        taken = MeasuredStep(
+            step=step,
+            collected=self._capture.collect(),
+            shipment=self._shipment,
+            scale=scale,
+            weight_scale=weight_scale,
+            learning_rate=learning_rate,
+            samples=list(self._samples),
+            idle=self.units.commit(self._shipment) if self._full else IdleUnits(),
+            loss=loss,
+            full=self._full,
+        )
+        if self._full:
+            self._weights.before_update(weight_scale)
+        return taken
+
+    def finish(self, taken: MeasuredStep) -> None:
+        """Take what the update did to the weights, just after it."""
+        full = taken.full
+        taken.weights = self._weights.after_update(taken.shipment) if full else WeightNumbers([], [])
+
+    def _observe(self, call: Call, tensor: Tensor, direction: Direction) -> None:
+        if call.site.role == "activation":
+            if direction == "forward":
+                self.units.observe(call, tensor, self._lean.idle_units(tensor.shape, call.channel_axis))
+            return
+        values = plain(tensor).reshape(-1)
+        values = values[:: max(1, values.numel() // 4096)].to(torch.float64, copy=True)
+        if values.numel():
+            part = "activations" if direction == "forward" else "gradients"
+            name = f"{call.depth:03} {call.label}"
+            self._samples.append(Sample(part, name, self._shipment.add(values), values.numel()))
