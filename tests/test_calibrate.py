@@ -98,11 +98,23 @@ def test_the_report_taken_again_is_healthy(variance, make):
     assert probe(net, _batch()).healthy
 
 
-def test_a_deep_tanh_net_is_healthy_at_a_small_target():
+def test_a_deep_tanh_net_is_healthy_at_the_default_target_and_not_at_1():
     net = _net(50, 0.3, nn.Tanh)
     assert probe(net, _batch()).verdict.forward == "vanishing"
-    calibrate_(net, _batch(), target=0.3)
+    assert calibrate_(net, _batch()).target == 0.3
     assert probe(net, _batch()).healthy
+    calibrate_(net, _batch(), target=1.0)
+    assert probe(net, _batch()).verdict.backward == "exploding"  # 1.08⁵⁰ = 47
+
+
+@pytest.mark.parametrize(
+    ("depth", "activation", "target"),
+    [(9, nn.Tanh, 1.0), (12, nn.Tanh, 0.3), (12, nn.Hardtanh, 0.3), (50, nn.ReLU, 1.0), (50, nn.GELU, 1.0)],
+)
+def test_the_default_target_follows_from_the_activation(depth, activation, target):
+    report = calibrate_(_net(depth, 1.0, activation), _batch())
+    assert report.target == target
+    assert [entry.after for entry in report] == pytest.approx([target] * len(report), rel=1e-4)
 
 
 def test_dropout_is_calibrated_with_its_scale_and_the_random_state_is_put_back():

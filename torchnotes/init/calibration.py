@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from torchnotes._checks import check_generator, check_in_range, describe
+from torchnotes.init.following import find_following
 from torchnotes.init.network import is_layer
 
 Start = Literal["as is", "orthogonal"]
@@ -94,7 +95,7 @@ def calibrate_(
     model: nn.Module,
     batch: Any,
     *,
-    target: float = 1.0,
+    target: float | None = None,
     start: Start = "as is",
     generator: torch.Generator | None = None,
 ) -> CalibrationReport:
@@ -109,8 +110,9 @@ def calibrate_(
     replaced by a random matrix of orthonormal rows or columns. (LSUV repeats until the variance is within a tolerance,
     since it changes one layer at a time from the outside; here the corrected output is what the next layer sees.)
 
-    For ReLU and its relatives any target will do. A tanh net deeper than some ten layers wants a smaller one, such as
-    0.3: at rms 1 the weights that keep the signal let the gradient grow by about 1.08 per layer.
+    For ReLU and its relatives any target will do. A net of more than ten layers of tanh (or of another function that is
+    bounded and passes the origin: hardtanh, softsign) wants a smaller one, such as 0.3: at rms 1 the weights that keep
+    the signal let the gradient grow by about 1.08 per layer.
 
     The model runs in the mode it is in (in training mode dropout's scale is calibrated with it). The mode, buffers such
     as running statistics, gradients and the random state are what they were afterwards, also if it raised; so are
@@ -119,7 +121,8 @@ def calibrate_(
     Args:
         model: any module; its weights are changed in place.
         batch: a tensor; a tuple or list of positional arguments; or a mapping of keyword arguments.
-        target: rms of every layer's output.
+        target: rms of every layer's output; None for 0.3 where more than ten layers are followed by such a bounded
+            function, and 1 elsewhere. The report says which.
         start: ``"as is"`` keeps the directions of the weights; ``"orthogonal"`` draws orthogonal ones first.
         generator: source of random numbers for ``"orthogonal"``; PyTorch's global one, put back afterwards, when None.
 
@@ -140,11 +143,12 @@ def calibrate_(
     [1.0, 1.0]
     """
     layers = _check(model, batch, target, start)
+    goal = _default_target(model) if target is None else target
     done: dict[str, CalibratedLayer] = {}
     with _restored(model) as commit:
         if start == "orthogonal":
             _draw_orthogonal(layers, generator)
-        handles = [_attach(name, layer, target, done) for name, layer in layers.items() if not _reason_left(layer)]
+        handles = [_attach(name, layer, goal, done) for name, layer in layers.items() if not _reason_left(layer)]
         try:
             with torch.no_grad():
                 _call(getattr(model, "_orig_mod", model), batch)
@@ -161,7 +165,13 @@ def calibrate_(
         if name not in done:
             note = _reason_left(layer) or "never called as a module in this pass"
             done[name] = CalibratedLayer(name, type(layer).__name__, math.nan, None, math.nan, note)
-    return CalibrationReport(tuple(done.values()), target)
+    return CalibrationReport(tuple(done.values()), goal)
+
+
+def _default_target(model: nn.Module) -> float:
+    """1, but 0.3 for a deep net of bounded functions, which squash a signal of rms 1."""
+    bounded = [f for f in find_following(model, is_layer).values() if f.name in ("tanh", "hardtanh", "softsign")]
+    return 0.3 if len(bounded) > 10 else 1.0
 
 
 def _attach(name: str, layer: nn.Module, target: float, done: dict[str, CalibratedLayer]) -> Any:
@@ -281,12 +291,13 @@ def _tensors(batch: Any) -> list[Tensor]:
     return [value for value in values if isinstance(value, Tensor)]
 
 
-def _check(model: nn.Module, batch: Any, target: float, start: Start) -> dict[str, nn.Module]:
+def _check(model: nn.Module, batch: Any, target: float | None, start: Start) -> dict[str, nn.Module]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {describe(model)}; pass the network itself.")
-    check_in_range(
-        target, "target", 0.0, math.inf, low_open=True, high_open=True, remedy="it is the rms of every output"
-    )
+    if target is not None:
+        check_in_range(
+            target, "target", 0.0, math.inf, low_open=True, high_open=True, remedy="it is the rms of every output"
+        )
     if start not in ("as is", "orthogonal"):
         raise ValueError(
             f"start must be 'as is' or 'orthogonal', got {start!r}; for a formula call initialize_ before."
