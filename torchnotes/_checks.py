@@ -31,9 +31,9 @@ def check_tensor(value: object, name: str) -> None:
 
 def check_floating(value: object, name: str) -> None:
     """Refuse anything but a real floating-point tensor: only those have gradients here."""
-    check_tensor(value, name)
-    assert isinstance(value, Tensor)
-    if not value.dtype.is_floating_point:
+    if not isinstance(value, Tensor):
+        check_tensor(value, name)
+    elif not value.dtype.is_floating_point:
         raise TypeError(
             f"{name} must be a floating-point tensor, got dtype {str(value.dtype).removeprefix('torch.')}; "
             f"convert it with {name}.float() or {name}.double()."

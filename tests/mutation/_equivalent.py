@@ -6,6 +6,10 @@ from __future__ import annotations
 # ruff: noqa: E501
 EQUIVALENT: dict[str, dict[str, str]] = {
     "_activation": {
+        "_PIECE: 1 → 2": "the same operations on pieces of another size",
+        "_PIECE: 17 → 18": "the same operations on pieces of another size",
+        "in_pieces: tensors[0].numel() <= _PIECE → tensors[0].numel() < _PIECE": "tensors of just that size are then cut into one piece",
+        "in_pieces: True → False": "the tensors have one size and are cut alike; nothing for `strict` to refuse",
         "ACTIVATIONS: True → False": "the identity has no slope to compute, so `through` returns before it asks whether "
         "the slope depends on the scale",
         "ACTIVATIONS: True → False (occurrence 3)": "ReLU's slope is sign(y); y / scale, computed in vain, has the sign "
@@ -44,9 +48,10 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "setup_context: not torch.compiler.is_compiling() → torch.compiler.is_compiling() (occurrence 2)": "zeros then come in for log ŷ where nobody used it; adding them changes no gradient",
     },
     "kernels/random_mask": {
-        "_FEW: 8 → 9": "it says from which size on the other of two generators with the same law is quicker",
-        "_SMALL: 12 → 13": "it says from which size on the other form of the same product is quicker",
-        "_lanes: -1 → 1": "the words have one axis, so the new last axis is number 1",
-        "scale_kept: True → False": "the three tensors have one size and are split alike; nothing for `strict` to refuse",
+        "_DRAWN: 1 → 2": "the same words in the same order, more of them at a time",
+        "_BLOCK: 1 → 2": "the same operations on pieces of another size",
+        "_FEW: 1 → 2": "it says from which size on the other of two generators with the same law is quicker",
+        "_SMALL: 1 → 2": "it says from which size on the other form of the same product is quicker",
+        "keep_mask: size <= _FEW → size < _FEW": "it says from which size on the other of two generators with the same law is quicker",
     },
 }

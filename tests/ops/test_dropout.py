@@ -63,7 +63,7 @@ def test_neighbours_are_independent(keep_prob: float, lag: int):
 
 
 @pytest.mark.parametrize("keep_prob", KEEP)
-@pytest.mark.parametrize("size", [200_000, SIZE])  # by PyTorch's generator, and by numpy's
+@pytest.mark.parametrize("size", [200_000, SIZE])
 def test_every_lane_keeps_the_same_share(keep_prob: float, size: int):
     # A draw whose sign bit is constant gives one lane of four another law.
     shares = mask_of(keep_prob, (size,)).view(-1, 4).double().mean(0)
@@ -218,7 +218,7 @@ def test_with_a_generator_it_is_left_to_eager_by_the_compiler():
 
 
 def test_the_opaque_op_is_one_by_pytorchs_rules():
-    seed = torch.tensor([3, -4])
+    seed = torch.tensor([3, -4, 5])
     torch.library.opcheck(torch.ops.torchnotes.mask_of_seed.default, (seed, 1000, 0))
     assert torch.equal(torch.ops.torchnotes.mask_of_seed(seed, 1000, 0), random_mask._mask_of_seed(seed, 1000, 0))
 
@@ -258,11 +258,65 @@ def test_bad_arguments_are_refused():
         dropout(x, 0.5)
 
 
-def test_a_large_mask_is_the_lanes_below_the_count():
+def sfc64(a: int, b: int, c: int, size: int) -> np.ndarray:
+    """Words of Chris Doty-Humphrey's "small fast chaotic" generator, its counter from 1, the first twelve left out."""
+    words, full = [], 2**64 - 1
+    for counter in range(1, size + 13):
+        word = (a + b + counter) & full
+        a, b, c = b ^ (b >> 11), (c + (c << 3)) & full, (((c << 24) | (c >> 40)) + word) & full
+        words.append(word)
+    return np.array(words[12:], dtype=np.uint64)
+
+
+def test_a_mask_is_the_lanes_of_the_generator_below_the_count():
     # Each of the 65536 values of a lane comes about four times, the threshold itself among them.
-    words = np.random.SFC64([5 + 2**63, -7 + 2**63]).random_raw(LARGE // 4 + 1)
+    words = sfc64(5, 2**64 - 7, 3, LARGE // 4 + 1)
     expected = torch.from_numpy(words.view(np.int16)[:LARGE].astype(np.int64)) < 1000
-    assert torch.equal(random_mask._mask_of_seed(torch.tensor([5, -7]), LARGE, 1000), expected)
+    seed = torch.tensor([5, -7, 3])
+    assert torch.equal(random_mask._mask_of_seed(seed, LARGE, 1000), expected)
+    assert torch.equal(random_mask._mask_of_seed(seed, 257, 1000), expected[:257])
+    assert not random_mask._mask_of_seed(seed, 257, -(2**15)).any()
+
+
+def test_elsewhere_than_on_a_cpu_a_mask_is_the_lanes_of_pytorchs_words():
+    words = torch.randint(-(2**63), 2**63 - 1, (LARGE // 4 + 1,), generator=seeded())
+    expected = torch.from_numpy(words.numpy().view(np.int16)[:LARGE].astype(np.int64)) < 1000
+    assert torch.equal(random_mask._below(words, LARGE, 1000), expected)
+    assert random_mask._lanes(words).dtype == torch.int16  # a view
+
+
+def test_elsewhere_it_draws_a_word_for_four_elements(monkeypatch: pytest.MonkeyPatch):
+    drawn: list[int] = []
+
+    def below(words: torch.Tensor, size: int, threshold: int) -> torch.Tensor:
+        drawn.append(len(words))
+        return words.new_empty(size, dtype=torch.bool)
+
+    monkeypatch.setattr(random_mask, "_below", below)
+    for size in (2000, 2001, 2003):
+        assert random_mask.keep_mask((size,), torch.device("meta"), 1000, None).shape == (size,)
+    assert drawn == [500, 501, 501]
+
+
+def test_every_bit_of_a_seed_is_drawn(monkeypatch: pytest.MonkeyPatch):
+    # Each set in half of 400 draws, to within 5 sigma; the sign bit among them, which in the words that other devices
+    # draw is that of one lane in four.
+    seeds: list[torch.Tensor] = []
+    whole = random_mask._mask_of_seed
+    monkeypatch.setattr(random_mask, "_mask_of_seed", lambda seed, *given: (seeds.append(seed), whole(seed, *given))[1])
+    generator = seeded()
+    for _ in range(400):
+        mask_drawn = random_mask.keep_mask((1025,), torch.device("cpu"), 32768, generator)
+    assert mask_drawn.shape == (1025,)
+    words = torch.stack(seeds)
+    assert words.shape == (400, 3)
+    bits = (words.unsqueeze(-1) >> torch.arange(64)) & 1
+    assert ((bits.double().mean(0) - 0.5).abs() < 5 * 0.5 / 400**0.5).all()
+
+
+def test_a_seed_of_too_few_words_is_refused():
+    with pytest.raises(ValueError, match="the seed must have 3 words, got 2"):
+        random_mask._mask_of_seed(torch.tensor([5, -7]), 257, 1000)
 
 
 def test_a_large_mask_lives_where_its_tensor_does():

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchnotes import ops
-from torchnotes.ops import _channels, _function
+from torchnotes.ops import _activation, _channels, _function
 from torchnotes.ops.kernels import memory, random_mask
 
 
@@ -104,6 +104,43 @@ def test_sigmoid_keeps_the_digits_of_its_slope_near_one():
     assert ((slope.double() - exact).abs() <= 4 * torch.finfo(torch.float32).eps * exact).all()
 
 
+@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_sigmoid_keeps_the_digits_of_its_slope_everywhere(
+    large: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    # σ'(x) = e⁻|x| / (1 + e⁻|x|)² in float64; y is one rounding off, which 1 − y magnifies to ε / (1 − y), no more.
+    monkeypatch.setattr(memory, "LARGE", 1 if large else 1 << 40)
+    x = torch.linspace(-80, 14, 941, dtype=dtype, requires_grad=True)
+    (slope,) = torch.autograd.grad(ops.sigmoid(x), x, torch.ones_like(x))
+    z = torch.exp(-x.detach().double().abs())
+    exact, lost = z / (1 + z) ** 2, (1 + torch.exp(x.detach().double())).clamp_min(1)  # 1 / (1 − y)
+    assert ((slope.double() - exact).abs() <= 8 * torch.finfo(dtype).eps * lost * exact).all()
+    for gradient in (torch.inf, torch.nan):  # as PyTorch has it
+        given = torch.full_like(x, gradient)
+        ours, twin = (torch.autograd.grad(f(x), x, given)[0] for f in (ops.sigmoid, torch.sigmoid))
+        assert_close(ours, twin, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_factor_made_once_is_rounded_as_the_number_is():
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        x = torch.linspace(1, 2, 100, dtype=dtype)
+        assert torch.equal(x * _function.factor_beside(10 / 7, x), x * (10 / 7))
+    x = torch.zeros(2)
+    assert _function.factor_beside(10 / 7, x) is _function.factor_beside(10 / 7, x)
+    assert _function.factor_beside(10 / 7, x.bfloat16()) == 10 / 7
+    with torch.inference_mode():
+        made = _function.factor_beside(11 / 7, torch.zeros(2))
+    assert not made.is_inference()
+    torch.vmap(lambda x: x * _function.factor_beside(12 / 7, x))(x)
+    assert _function._factor.cache_info().maxsize is not None
+
+
+def test_the_node_of_an_op_calls_its_backward_at_once():
+    y = ops.relu(torch.ones(1, requires_grad=True))
+    assert type(y.grad_fn).apply is ops.relu.__globals__["ReLUFunction"].backward
+
+
 class Counted(TorchDispatchMode):
     """The names of the ATen calls made inside."""
 
@@ -121,7 +158,7 @@ class Counted(TorchDispatchMode):
     [
         (ops.relu, ["clamp_min", "sign", "mul"]),
         (ops.leaky_relu, ["leaky_relu", "sign", "clamp_min", "mul"]),
-        (ops.sigmoid, ["sigmoid", "sub", "mul", "mul"]),
+        (ops.sigmoid, ["sigmoid", "lerp", "mul"]),
         (ops.tanh, ["tanh", "mul", "addcmul"]),
         (lambda x: ops.dropout(x, keep_prob=0.8), ["empty", "bernoulli", "mul", "mul", "mul", "mul"]),
         (
@@ -159,7 +196,43 @@ def test_dropout_piece_by_piece(layout: str, monkeypatch: pytest.MonkeyPatch):
     base = torch.randn(6, 20, generator=torch.Generator().manual_seed(0))
     x = {"contiguous": base[:, :10].clone(), "transposed": base[:, :10].T, "strided": base[:, ::2]}[layout]
     mask = torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) < 0.5
-    assert torch.equal(random_mask.scale_kept(x, mask, 1.25), x * mask * 1.25)
+    cut: list[int] = []
+    split = Tensor.split
+    monkeypatch.setattr(Tensor, "split", lambda t, size: (cut.append(size), split(t, size))[1])
+    with torch.no_grad():  # where somebody differentiates there are no pieces
+        assert torch.equal(random_mask.scale_kept(x, mask, 1.25), x * mask * 1.25)
+    assert cut == ([7, 7, 7] if layout == "contiguous" else [])
+
+
+@pytest.mark.parametrize("activation", ["relu", "sigmoid", "tanh", "leaky_relu", "identity"])
+@pytest.mark.parametrize("layout", ["contiguous", "expanded"])
+def test_dense_piece_by_piece(activation: str, layout: str, monkeypatch: pytest.MonkeyPatch):
+    generator = torch.Generator().manual_seed(0)
+    given = [torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for s in ((9, 3), (5, 3), (5,))]
+    cotangent = torch.randn(9, 5, generator=generator, dtype=torch.float64)
+    if layout == "expanded":
+        cotangent = cotangent[:1].expand(9, 5)
+
+    def value_and_gradients() -> list[Tensor]:
+        generator = torch.Generator().manual_seed(1)
+        y = ops.dense(*given, activation=activation, keep_prob=0.7, negative_slope=0.1, generator=generator)
+        return [y.detach(), *torch.autograd.grad(y, given, cotangent)]
+
+    expected = value_and_gradients()
+    pieces: list[int] = []
+    whole = _activation.in_pieces
+
+    def counted(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
+        cut = list(whole(*tensors))
+        pieces.append(len(cut))
+        return cut
+
+    monkeypatch.setattr(_activation, "in_pieces", counted)
+    monkeypatch.setattr(_activation, "_PIECE", 7)  # 45 elements in seven pieces
+    for ours, at_once in zip(value_and_gradients(), expected, strict=True):
+        assert_close(ours, at_once)
+    backward = [] if activation == "identity" else [7 if layout == "contiguous" else 1]
+    assert pieces == [7, *backward]
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)

@@ -30,7 +30,9 @@ def whole_network(modules: Iterable[nn.Module], input: Tensor) -> Tensor | None:
     It can be where they are linear layers, each with at most one activation and one dropout after it, no hook is on
     any of them, and no transform, forward mode or compiler is at work.
     """
-    steps = _steps(modules) if plain_eager() and not _has_any_global_hook() else None
+    if not plain_eager() or _has_any_global_hook():
+        return None
+    steps = _steps(modules)
     if not steps:
         return None
     first = steps[0][0]._parameters
@@ -39,13 +41,13 @@ def whole_network(modules: Iterable[nn.Module], input: Tensor) -> Tensor | None:
     layers: list[Layer] = []
     tensors: list[Tensor | None] = []
     for linear, activation, alpha, dropout in steps:
-        weight, bias = linear._parameters["weight"], linear._parameters["bias"]
-        assert weight is not None
+        parameters = linear._parameters
         mask, scale = None, 1.0
         if dropout is not None and dropout.training:
-            mask, scale = draw_mask((len(x), len(weight)), x.device, dropout.keep_prob, dropout.generator)
-        layers.append(Layer(activation, alpha, scale))
-        tensors += (weight, bias, mask)
+            shape = x.shape[0], linear.weight.shape[0]
+            mask, scale = draw_mask(shape, x.device, dropout.keep_prob, dropout.generator)
+        layers.append((activation, alpha, scale))
+        tensors += (parameters["weight"], parameters["bias"], mask)
     outputs: tuple[Tensor, ...] = NetworkFunction.call(x, tuple(layers), *tensors)
     y = outputs[-1]
     return y if x is input else y.view(*input.shape[:-1], y.shape[-1])

@@ -11,13 +11,15 @@ identity have a slope at 0, a kept zero and a dropped entry look alike, and the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from torchnotes.ops._function import may_overwrite
+
+_PIECE = 1 << 17  # elements
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,11 @@ def activate(z: Tensor, activation: str, alpha: float, mask: Tensor | None, scal
     if not overwrite:
         a = g.forward(z, alpha)
         return a if mask is None else a * mask * scale
-    a = g.forward_(z, alpha)
-    return a if mask is None else a.mul_(mask.to(a.dtype)).mul_(scale)
+    if mask is None:
+        return g.forward_(z, alpha)
+    for a, d in in_pieces(z, mask):
+        g.forward_(a, alpha).mul_(d.view(torch.uint8).to(a.dtype)).mul_(scale)
+    return z
 
 
 def through(grad_y: Tensor, y: Tensor, activation: str, alpha: float, mask: Tensor | None, scale: float) -> Tensor:
@@ -100,8 +105,19 @@ def through(grad_y: Tensor, y: Tensor, activation: str, alpha: float, mask: Tens
         return grad_y if g.slope is None else g.slope(y, alpha) * grad_y
     if g.slope is None:
         return grad_y * scale if mask is None else grad_y * mask * scale
-    slope = g.slope(y if g.scale_free else y / scale, alpha)
-    if may_overwrite(grad_y):  # the same in the slope's memory
-        slope.mul_(grad_y).mul_(scale)
-        return slope if mask is None else slope.mul_(mask.to(slope.dtype))
-    return slope * grad_y * scale if mask is None else slope * grad_y * scale * mask
+    if not may_overwrite(grad_y):
+        slope = g.slope(y if g.scale_free else y / scale, alpha)
+        return slope * grad_y * scale if mask is None else slope * grad_y * scale * mask
+    grad_z = torch.empty_like(y)  # the same in its memory
+    for out, v, a, *d in in_pieces(grad_z, grad_y, y, *(() if mask is None else (mask,))):
+        torch.mul(g.slope(a if g.scale_free else a / scale, alpha), v, out=out).mul_(scale)
+        if d:
+            out.mul_(d[0].view(torch.uint8).to(out.dtype))
+    return grad_z
+
+
+def in_pieces(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """Tensors of one size cut alike, so that a piece goes through all its operations while it is in the cache."""
+    if tensors[0].numel() <= _PIECE or not all(t.is_contiguous() for t in tensors):
+        return [tensors]
+    return zip(*(t.view(-1).split(_PIECE) for t in tensors), strict=True)

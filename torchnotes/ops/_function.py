@@ -48,6 +48,7 @@ overhead when one is, second derivatives, forward mode, `torch.vmap`, `torch.fun
 
 from __future__ import annotations
 
+import functools
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -89,10 +90,11 @@ def plain_eager() -> bool:
     return not (is_compiling() or not _FAST_PATH or _transforms_active() or forward_ad._current_level >= 0)
 
 
+_FULL_PRECISION = (torch.float32, torch.float64)
 _NUMBERS = {
     (number, dtype): torch.full((), number, dtype=dtype, device="cpu")
     for number in (-1.0, 0.0, 1.0)
-    for dtype in (torch.float32, torch.float64)
+    for dtype in _FULL_PRECISION
 }
 
 
@@ -102,11 +104,26 @@ def number_beside(number: float, y: Tensor) -> Tensor:
     PyTorch makes a tensor of each Python number that it adds to another or multiplies by it, which takes longer than
     the arithmetic where there is one element.
     """
-    if not is_compiling() and type(y) is Tensor and y.is_cpu and not _transforms_active():
-        made = _NUMBERS.get((number, y.dtype))
-        if made is not None:
-            return made
-    return y.new_full((), number)
+    made = _NUMBERS.get((number, y.dtype)) if _takes_made_numbers(y) else None
+    return y.new_full((), number) if made is None else made
+
+
+def factor_beside(number: float, y: Tensor) -> Tensor | float:
+    """A number for products with ``y``: as a tensor made once where that gives the same, else the number itself.
+
+    In half precision it does not: a Python number is rounded after the product, a tensor of its dtype before.
+    """
+    return _factor(number, y.dtype) if y.dtype in _FULL_PRECISION and _takes_made_numbers(y) else number
+
+
+def _takes_made_numbers(y: Tensor) -> bool:
+    return not is_compiling() and type(y) is Tensor and y.is_cpu and not _transforms_active()
+
+
+@functools.lru_cache(maxsize=256)
+def _factor(number: float, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False):  # a tensor made in that mode could not be saved for a backward
+        return torch.full((), number, dtype=dtype, device="cpu")
 
 
 class Op(torch.autograd.Function):
@@ -135,6 +152,9 @@ class Op(torch.autograd.Function):
             del cls.jvp
             cls._eager = cast("type[Op]", type(cls.__name__, (cls,), names))
         cls._fast_apply = getattr(super(torch.autograd.Function, cls._eager), "apply", None)
+        if "_backward_cls" in vars(cls._eager) and "backward" in vars(cls):
+            node: Any = cls._eager._backward_cls
+            node.apply = vars(cls)["backward"].__func__  # as a method, for the node is the ctx
 
     @classmethod
     def call(cls, *args: Any) -> Any:
@@ -146,7 +166,7 @@ class Op(torch.autograd.Function):
         Returns:
             What ``forward`` returns.
         """
-        if cls.autocast is not None:
+        if cls.autocast is not None and torch.is_autocast_enabled("cpu" if args[0].is_cpu else args[0].device.type):
             args = _autocast(cls.autocast, args)
         if is_compiling():
             return cls.apply(*args)
@@ -160,10 +180,7 @@ class Op(torch.autograd.Function):
 
 
 def _autocast(policy: Literal["low", "float32"], args: tuple[Any, ...]) -> tuple[Any, ...]:
-    device = args[0].device.type
-    if not torch.is_autocast_enabled(device):
-        return args
-    dtype = torch.float32 if policy == "float32" else torch.get_autocast_dtype(device)
+    dtype = torch.float32 if policy == "float32" else torch.get_autocast_dtype(args[0].device.type)
     return tuple(
         arg.to(dtype) if isinstance(arg, Tensor) and arg.is_floating_point() and arg.dtype != torch.float64 else arg
         for arg in args

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,13 +11,7 @@ from torch.nn.functional import linear
 from torchnotes.ops._activation import activate, needs_mask, through
 from torchnotes.ops._function import Op, may_overwrite
 
-
-class Layer(NamedTuple):
-    """What happens after the linear map of one layer; scale is 1/p of its dropout."""
-
-    activation: str
-    alpha: float
-    scale: float
+Layer = tuple[str, float, float]  # after a linear map: the activation, its α, and 1/p of the dropout
 
 
 class NetworkFunction(Op):
@@ -40,10 +34,11 @@ class NetworkFunction(Op):
     def forward(x: Tensor, layers: tuple[Layer, ...], *tensors: Tensor | None) -> tuple[Tensor, ...]:
         outputs = []
         overwrite = may_overwrite(x)
-        for layer, weight, bias, mask in zip(layers, tensors[::3], tensors[1::3], tensors[2::3], strict=True):
+        for (activation, alpha, scale), weight, bias, mask in zip(
+            layers, tensors[::3], tensors[1::3], tensors[2::3], strict=True
+        ):
             assert weight is not None
-            z = linear(x, weight, bias)
-            x = activate(z, layer.activation, layer.alpha, mask, layer.scale, overwrite=overwrite)
+            x = activate(linear(x, weight, bias), activation, alpha, mask, scale, overwrite=overwrite)
             outputs.append(x)
         return tuple(outputs)
 
@@ -51,8 +46,8 @@ class NetworkFunction(Op):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         x, ctx.layers, *tensors = inputs
         masks = [
-            mask if needs_mask(layer.activation) else None
-            for layer, mask in zip(ctx.layers, tensors[2::3], strict=True)
+            mask if mask is not None and needs_mask(activation) else None
+            for (activation, _, _), mask in zip(ctx.layers, tensors[2::3], strict=True)
         ]
         ctx.save_for_backward(x, *output, *tensors[::3], *masks)
         ctx.set_materialize_grads(False)

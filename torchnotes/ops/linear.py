@@ -105,23 +105,22 @@ def check_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     check_floating(weight, "weight")
     if bias is not None:
         check_floating(bias, "bias")
-    if weight.dim() not in (1, 2):
+    shape, given = weight.shape, input.shape
+    if len(shape) not in (1, 2):
+        raise ValueError(f"weight must have shape (n_out, n_in), got {tuple(shape)}; use a convolution for more axes.")
+    if not given or given[-1] != shape[-1]:
         raise ValueError(
-            f"weight must have shape (n_out, n_in), got {tuple(weight.shape)}; use a convolution for more axes."
+            f"input must have shape (*, n_in) with n_in = {shape[-1]} for a weight of shape "
+            f"{tuple(shape)}, got {tuple(given)}; samples are rows, and weight is (n_out, n_in)."
         )
-    if input.dim() == 0 or input.shape[-1] != weight.shape[-1]:
+    if bias is not None and bias.shape != shape[:-1]:
         raise ValueError(
-            f"input must have shape (*, n_in) with n_in = {weight.shape[-1]} for a weight of shape "
-            f"{tuple(weight.shape)}, got {tuple(input.shape)}; samples are rows, and weight is (n_out, n_in)."
-        )
-    if bias is not None and bias.shape != weight.shape[:-1]:
-        raise ValueError(
-            f"bias must have shape {tuple(weight.shape[:-1])} for a weight of shape {tuple(weight.shape)}, "
+            f"bias must have shape {tuple(shape[:-1])} for a weight of shape {tuple(shape)}, "
             f"got {tuple(bias.shape)}; one number for each output."
         )
-    if not torch.is_autocast_enabled(input.device.type):
-        for name, tensor in (("weight", weight), ("bias", bias)):
-            if tensor is not None and tensor.dtype != input.dtype:
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.dtype != input.dtype:
+            if not torch.is_autocast_enabled(input.device.type):
                 raise TypeError(
                     f"{name} must have the dtype of input, got {_short(tensor)} against {_short(input)}; convert "
                     f"one of them, for example with input.to({name}.dtype)."
