@@ -285,18 +285,39 @@ def test_frozen_layers_are_left_out(dtype):
 
 
 class Checkpointed(nn.Module):
-    def __init__(self):
+    def __init__(self, use_reentrant=False):
         super().__init__()
+        self.use_reentrant = use_reentrant
         self.inner, self.out = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Dropout(0.3)), nn.Linear(5, 3)
 
     def forward(self, x):
-        return self.out(checkpoint(self.inner, x, use_reentrant=False))
+        return self.out(checkpoint(self.inner, x, use_reentrant=self.use_reentrant))
 
 
 def test_activation_checkpointing_is_no_fault():
     x, y = data()
     report = check_gradients(seeded(Checkpointed().double()), x, y, loss=F.cross_entropy)
     assert report.verdict == "correct", str(report)
+
+
+def test_reentrant_checkpointing_has_its_gradient_from_backward_alone():
+    x, y = data()
+    model = seeded(Checkpointed(use_reentrant=True).double())
+    model.inner[0].weight.grad = torch.full_like(model.inner[0].weight, 7.0)
+    report = check_gradients(model, x.requires_grad_(), y, loss=F.cross_entropy)
+    assert report.verdict == "correct", str(report)
+    assert torch.equal(model.inner[0].weight.grad, torch.full_like(model.inner[0].weight, 7.0))
+    assert all(p.grad is None for name, p in model.named_parameters() if name != "inner.0.weight")
+    assert x.grad is None
+
+
+def test_reentrant_checkpointing_of_inputs_without_gradient_loses_its_own():
+    x, y = data()
+    with pytest.warns(UserWarning, match="None of the inputs have requires_grad=True"):
+        report = check_gradients(seeded(Checkpointed(use_reentrant=True).double()), x, y, loss=F.cross_entropy)
+    assert report.verdict == "wrong"
+    assert report.by_parameter["out.weight"].verdict == "correct"
+    assert report.by_parameter["inner.0.weight"].verdict == "wrong"
 
 
 def test_torchscript_is_refused_with_what_to_do():

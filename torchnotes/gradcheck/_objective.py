@@ -97,8 +97,26 @@ class Objective:
         for k, row in enumerate(self.rows):
             more = k + 1 < len(self.rows)
             got = torch.autograd.grad(y, self.tensors, grad_outputs=row, retain_graph=more, allow_unused=True)
+            if any(g is None for g in got):
+                got = self._by_backward(row)
             found.append(tuple(None if g is None else dense(g) for g in got))
         return found
+
+    def _by_backward(self, row: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient of one cost by ``backward()``, leaving ``.grad`` as it is.
+
+        Under re-entrant checkpointing a parameter is not in the graph: `torch.autograd.grad` finds no way to it, and
+        ``backward()`` gives it its gradient all the same.
+        """
+        before = [t.grad for t in self.tensors]
+        try:
+            for tensor in self.tensors:
+                tensor.grad = None
+            self().backward(row)
+            return tuple(t.grad for t in self.tensors)
+        finally:
+            for tensor, gradient in zip(self.tensors, before, strict=True):
+                tensor.grad = gradient
 
 
 def dense(gradient: Tensor) -> Tensor:
@@ -163,10 +181,14 @@ def call(module: Callable[..., Any], inputs: Any) -> Any:
 
 
 def to_double(value: Any) -> Any:
-    """Every floating-point tensor in a nest of tuples, lists and mappings, detached and in float64."""
+    """Every floating-point tensor in a nest of tuples, lists and mappings, detached and in float64.
+
+    One that requires grad still does: activation checkpointing looks at it to decide whether there is a backward.
+    """
     if isinstance(value, torch.Tensor):
-        value = value.detach()
-        return value.double() if value.dtype.is_floating_point else value
+        if not value.dtype.is_floating_point:
+            return value.detach()
+        return value.detach().double().requires_grad_(value.requires_grad)
     if isinstance(value, Mapping):
         return {k: to_double(v) for k, v in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
