@@ -27,7 +27,7 @@ from dataclasses import replace
 import numpy as np
 
 from torchnotes.diagnostics import fluctuation, verdict_excursion, verdict_profile
-from torchnotes.diagnostics.growth import growth_per_layer
+from torchnotes.diagnostics.growth import growth_of, growth_per_layer, trusted_log10
 from torchnotes.diagnostics.prescription import prescribe
 from torchnotes.diagnostics.records import Direction, Finding, LayerSignal, State, Verdict
 from torchnotes.diagnostics.theory_quadrature import (
@@ -92,7 +92,7 @@ def _judge_direction(
     curve = verdict_profile.profile(layers, direction)
     lower, upper = _band(curve, steps, tolerance, sigmas)
     band = (float(lower[-1]), float(upper[-1])) if len(lower) else (-tolerance, tolerance)
-    change = _total_change(curve, growth)
+    change = _total_change(curve)
 
     broken = _first_nonfinite(layers, direction)
     if broken is not None:
@@ -113,12 +113,12 @@ def _judge_direction(
     if exponent is not None:
         return Finding(direction, "healthy", growth, change, band, None, _power_reason(exponent, direction))
     if not sign:
-        sound = Finding(direction, "healthy", growth, change, band, None, _healthy_reason(curve, growth))
+        sound = Finding(direction, "healthy", growth, change, band, None, _healthy_reason(curve, growth, change))
         furthest = verdict_excursion.excursion(curve, lower, upper, LIMIT, layers)
         return sound if furthest is None else _excursion_finding(curve, sound, furthest, tolerance)
     state: State = "exploding" if sign > 0 else "vanishing"
     first = curve.layers[_first_bad(curve, tolerance)].label
-    reason = _bad_reason(curve, growth, state, first, band)
+    reason = _bad_reason(curve, growth, change, state, first, band)
     if _chance_could(curve, _drift(curve, steps), sigmas):
         reason += " Chance alone could do that at this depth: the layers are too narrow for it."
     return Finding(direction, state, growth, change, band, first, reason)
@@ -176,10 +176,18 @@ def _chance_could(curve: Profile, drift: fluctuation.Drift, sigmas: float) -> bo
     return bool(reached and steps.std() > abs(steps.mean()))
 
 
-def _total_change(curve: Profile, growth: float | None) -> float:
+def _total_change(curve: Profile) -> float:
     """The slope times the number of layers crossed: less at the mercy of the two end layers than their difference."""
-    if growth is None or growth <= 0 or len(curve.layers) < 2:
-        return math.nan if len(curve.layers) < 2 else float(curve.log10[-1])
+    if len(curve.layers) < 2:
+        return math.nan
+    points = [
+        (layer.depth, float(value))
+        for layer, value in zip(curve.layers, curve.log10, strict=True)
+        if trusted_log10(layer, curve.direction) is not None
+    ]
+    growth = growth_of(points, curve.direction)
+    if growth is None or growth <= 0:
+        return float(curve.log10[-1])
     return math.log10(growth) * (len(curve.layers) - 1)
 
 
@@ -295,12 +303,21 @@ def _scale(layer: LayerSignal, direction: Direction) -> str:
     return f"{10 ** (moments.log10_rms - exponent):.1f}e{exponent:+03d}"
 
 
-def _healthy_reason(curve: Profile, growth: float | None) -> str:
+def _healthy_reason(curve: Profile, growth: float | None, change: float) -> str:
     name = _NAMES[curve.direction].capitalize()
-    over = f"×{_factor(growth)} per layer over {len(curve.layers)} layers"
     if growth is not None and abs(growth - 1) < 0.05:
-        return f"{name} keep their scale: {over}."
-    return f"{name} change little enough over this depth: {over}."
+        return f"{name} keep their scale: {_over(curve, growth, change)}."
+    return f"{name} change little enough over this depth: {_over(curve, growth, change)}."
+
+
+def _over(curve: Profile, growth: float | None, change: float) -> str:
+    """The rms per layer; and the norm, which gradients are judged by, where maps or widths change enough to tell."""
+    crossed = len(curve.layers) - 1
+    over = f"per layer over {len(curve.layers)} layers"
+    if not growth or not crossed or abs(math.log10(growth) * crossed - change) < 0.5:
+        return f"×{_factor(growth)} {over}"
+    norm = _factor(10 ** (change / crossed))
+    return f"the norm ×{norm} {over} (the rms ×{_factor(growth)}, where the number of values changes)"
 
 
 def _power_reason(exponent: float, direction: Direction) -> str:
@@ -313,6 +330,7 @@ def _power_reason(exponent: float, direction: Direction) -> str:
 def _bad_reason(
     curve: Profile,
     growth: float | None,
+    change: float,
     state: State,
     first: str,
     band: tuple[float, float],
@@ -320,7 +338,7 @@ def _bad_reason(
     direction = curve.direction
     verb = "shrink" if state == "vanishing" else "grow"
     text = (
-        f"{_NAMES[direction].capitalize()} {verb} ×{_factor(growth)} per layer over {len(curve.layers)} layers, rms "
+        f"{_NAMES[direction].capitalize()} {verb} {_over(curve, growth, change)}, rms "
         f"{_scale(curve.layers[0], direction)} at {curve.layers[0].label} to {_scale(curve.layers[-1], direction)} at "
         f"{curve.layers[-1].label}, from {first} on; chance at these widths explains factors of 10^{band[0]:.1f} to "
         f"10^{band[1]:.1f} over the net."

@@ -27,7 +27,8 @@ class Profile:
         layers: the records, first the one the signal reaches first.
         log10: departure of log₁₀ scale from where the signal started; activations by rms, from the input of the
             first layer; gradients by norm, from the last layer. (The norm, not the rms: a layer that keeps the norm of
-            the gradient spreads it over more or fewer units as the width changes, which is neither growth nor loss.)
+            the gradient spreads it over more or fewer units as the width changes, which is neither growth nor loss;
+            nor is what average pooling does to it, see `_spread_by_pooling`.)
         blocked: labels of layers left out because nothing arrives there although it arrives further on: branches
             closed on purpose, such as a residual branch whose last weights start at zero.
     """
@@ -47,6 +48,8 @@ def profile(layers: Sequence[LayerSignal], direction: Direction) -> Profile:
     """The curve of one direction; empty where the direction was not measured."""
     measured = [(layer, value) for layer in spine(layers) if (value := _log10(layer, direction)) is not None]
     if direction == "backward":
+        spread = _spread_by_pooling(layers)
+        measured = [(layer, value + spread[layer.label] if value > ZERO else value) for layer, value in measured]
         measured.reverse()
     blocked = []
     kept = []
@@ -70,6 +73,27 @@ def _log10(layer: LayerSignal, direction: Direction) -> float | None:
     if direction == "backward" and value > ZERO:
         value += 0.5 * math.log10(moments.count)
     return value
+
+
+def _spread_by_pooling(layers: Sequence[LayerSignal]) -> dict[str, float]:
+    """By label, log₁₀ of what average poolings further on took from the norm of a layer's gradient.
+
+    The mean of k values hands each of them x̄ = ȳ/k: the norm falls by √k at each pooling, yet over the window the
+    gradient adds up to ȳ, and so do the gradients of the weights before it. That is neither growth nor loss. Where the
+    norm falls otherwise the pooling is not all of the way (a shortcut beside a strided layer), and nothing is taken
+    for it.
+    """
+    spread: dict[str, float] = {}
+    total = 0.0
+    for before, layer in zip([None, *layers[:-1]][::-1], reversed(layers), strict=True):
+        spread[layer.label] = total
+        if before is None or "AvgPool" not in layer.kind or before.gradient is None or layer.gradient is None:
+            continue
+        window = before.gradient.count / max(layer.gradient.count, 1)
+        fallen = before.gradient.log10_rms - layer.gradient.log10_rms + math.log10(max(window, 1.0))
+        if window > 1 and abs(fallen) < 0.02:  # x̄ = ȳ/k to 5 %
+            total += 0.5 * math.log10(window)
+    return spread
 
 
 def _input_log10(first: LayerSignal, value: float) -> float:
