@@ -96,7 +96,9 @@ class Objective:
         found: list[tuple[Tensor | None, ...]] = []
         for k, row in enumerate(self.rows):
             more = k + 1 < len(self.rows)
-            got = torch.autograd.grad(y, self.tensors, grad_outputs=row, retain_graph=more, allow_unused=True)
+            got: tuple[Tensor | None, ...] = torch.autograd.grad(
+                y, self.tensors, grad_outputs=row, retain_graph=more, allow_unused=True
+            )
             if any(g is None for g in got):
                 got = self._by_backward(row)
             found.append(tuple(None if g is None else dense(g) for g in got))
