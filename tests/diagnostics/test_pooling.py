@@ -92,7 +92,7 @@ class Shortcut(nn.Module):
         self.main, self.pool = nn.Conv2d(8, 8, 2, stride=2), nn.AvgPool2d(2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.main(x) + self.pool(x))
+        return F.relu(self.pool(x) + self.main(x))
 
 
 def test_a_pooling_in_a_shortcut_is_not_all_of_the_way(images: Tensor) -> None:
