@@ -34,6 +34,14 @@ EQUIVALENT: dict[str, dict[str, str]] = {
     },
     "batch_norm": {
         "batch_norm: running_mean is None or running_var is None → running_mean is None and running_var is None": "one without the other has been refused before",
+        "batch_norm: 0 → 1 (occurrence 2)": "of no sample of no channel there is no element, by either shape, and nothing that has one for each channel may have any",
+        "batch_norm: input.new_zeros(shape) → input.new_ones(shape)": "it is the mean of an empty batch: no element has it taken off, and the sums over none are 0",
+        "batch_norm: input.new_ones(shape) → input.new_zeros(shape)": "it is the variance of an empty batch: no element is scaled by it, and r is finite, since ε > 0 in training",
+        "batch_norm: 1 → 2 (occurrence 2)": "the mean and the variance of an empty batch are then one number each in place of C equal ones, which broadcasts to the same",
+        "forward: running_mean is not None and running_var is not None → running_mean is not None or running_var is not None": "one without the other has been refused before",
+        "backward: grad_mean is None and grad_var is None → grad_mean is None or grad_var is None": "neither comes alone: wherever z − μ is used its result is multiplied by r, so what is differentiated again goes back to both",
+        "backward: 5 → 6": "autograd drops what is returned beyond the arguments of forward, where it is None",
+        "backward: 7 → 8": "autograd drops what is returned beyond the arguments of forward, where it is None",
     },
     "_channels": {
         "moments: 0.0 → 1.0": "it is the weight of the batch in running statistics, and none are given",
@@ -44,8 +52,12 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "affine: True → False": "g and the result have the shape of x and are split alike; nothing for `strict` to refuse",
     },
     "cross_entropy": {
+        "_MINUS_ONES: 1 → 2": "as many columns are read as the index has, which is one",
+        "_minus_one_each: 1 → 2": "as many columns are read as the index has, which is one",
         "_NO_CLASS: -2251055966735099400 → 2251055966735099400": "another index that no class has",
-        "setup_context: not torch.compiler.is_compiling() → torch.compiler.is_compiling() (occurrence 2)": "zeros then come in for log ŷ where nobody used it; adding them changes no gradient",
+        "_NO_CLASS: 2251055966735099400 → 2251055966735099401": "another index that no class has",
+        "forward: 0 → 1": "what stands there in place of a NaN is multiplied by the floor of an ignored sample, which is 0",
+        "backward: 6 → 7": "autograd drops what is returned beyond the arguments of forward, where it is None",
     },
     "kernels/random_mask": {
         "_DRAWN: 1 → 2": "the same words in the same order, more of them at a time",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -130,6 +132,13 @@ def test_empty_batches_leave_the_statistics(training: bool):
         assert z.grad.shape == shape
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_no_channel_of_no_sample(training: bool):
+    for running in ((torch.zeros(0), torch.ones(0)), *([(None, None)] if training else [])):
+        assert ops.batch_norm(torch.zeros(0), *running, training=training).shape == (0,)
+        assert F.batch_norm(torch.zeros(0), *running, training=training).shape == (0,)
+
+
 def test_layouts():
     base = drawn(4, 3, 2, 6)
     views = [base.contiguous(memory_format=torch.channels_last), base[..., ::2], base.transpose(2, 3)]
@@ -212,6 +221,25 @@ def test_a_loss_of_the_output_and_of_the_gradient_at_once(shape: tuple[int, ...]
         (grad_z,) = torch.autograd.grad(y.pow(3).sum(), given[0], create_graph=True)
         results.append(torch.autograd.grad(y.pow(2).sum() + grad_z.pow(2).sum(), given))
     assert_close(results[0], results[1])
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (4, 3, 2)])
+def test_third_derivatives_where_nothing_comes_back_to_the_output(shape: tuple[int, ...]):
+    # Each loss is linear in what it is of, so that the second pass goes through μ and σ² alone, and is differentiated.
+    def formula(z: Tensor) -> Tensor:
+        over = [0, *range(2, z.dim())]
+        centred = z - z.mean(over, keepdim=True)
+        return centred / (centred.square().mean(over, keepdim=True) + 1e-2).sqrt()
+
+    def third(function: Callable[[Tensor], Tensor]) -> Tensor:
+        z = drawn(*shape).requires_grad_()
+        cotangent = drawn(*shape).flip(0).cos()
+        found = function(z)
+        for power in (1, 2, 3):
+            (found,) = torch.autograd.grad((found * cotangent.pow(power)).sum(), z, create_graph=power < 3)
+        return found
+
+    assert_close(third(lambda z: ops.batch_norm(z, None, None, training=True, eps=1e-2)), third(formula))
 
 
 @pytest.mark.parametrize("training", [True, False])

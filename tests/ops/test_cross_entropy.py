@@ -79,8 +79,9 @@ def test_empty_batches():
     assert ops.cross_entropy(z, Y[:0]).isnan()
     assert ops.cross_entropy(z, Y[:0], reduction="sum") == 0
     assert ops.cross_entropy(z, torch.zeros(0, 3)).isnan()
-    ops.cross_entropy(z, Y[:0], reduction="none").sum().backward()
-    assert z.grad.shape == (0, 3)
+    for reduction in ("none", "mean", "sum"):
+        (grad_z,) = torch.autograd.grad(ops.cross_entropy(z, Y[:0], reduction=reduction).sum(), z)
+        assert grad_z.shape == (0, 3)
 
 
 def test_a_half_precision_mean_over_many_samples_keeps_its_digits():
@@ -128,10 +129,12 @@ WRONG = [  # one case a line
     (ValueError, r"must have an axis of classes", Z[0, 0], Y[0], {}),
     (ValueError, r"'men' is not a valid value for reduction; use 'none'", Z, Y, {"reduction": "men"}),
     (ValueError, r"label_smoothing must lie in \[0, 1\], got 1\.5; 0\.1 is usual", Z, Y, {"label_smoothing": 1.5}),
+    (TypeError, r"label_smoothing must be a number in \[0, 1\], got bool True", Z, Y, {"label_smoothing": True}),
     (ValueError, r"each of the 4 classes, got a tensor of shape \(3,\)", Z, Y, {"weight": torch.ones(3)}),
     (TypeError, r"weight must be a floating-point tensor", Z, Y, {"weight": torch.ones(4).long()}),
     (ValueError, r"weight must not require a gradient.*weight\.detach\(\)", Z, Y, {"weight": torch.ones(4, requires_grad=True)}),  # noqa: E501
     (ValueError, r"ignore_index must be left out for a target of probabilities, got 1", Z, Z, {"ignore_index": 1}),
+    (ValueError, r"ignore_index must be left out for a target of probabilities, got 0", Z, Z, {"ignore_index": 0}),
     (TypeError, r"input must be a floating-point tensor", Z.long(), Y, {}),
     (TypeError, r"target must be a torch\.Tensor, got list", Z, [1, 3, 1], {}),
 ]  # fmt: skip
@@ -161,6 +164,60 @@ def test_deprecated_arguments_mean_what_they_mean_to_pytorch():
 def test_forward_mode_refuses_a_tangent_of_the_weight_with_class_indices():
     with pytest.raises((NotImplementedError, ValueError), match="weight must not require a gradient"):
         torch.func.jvp(lambda w: ops.cross_entropy(Z, Y, w), (torch.ones(4).double(),), (torch.ones(4).double(),))
+
+
+def test_forward_mode_refuses_a_tangent_of_the_weight_beside_one_of_the_logits():
+    weight = torch.ones(4).double()
+    with pytest.raises((NotImplementedError, ValueError), match="weight must not require a gradient"):
+        torch.func.jvp(lambda z, w: ops.cross_entropy(z, Y, w), (Z, weight), (Z, weight))
+
+
+def test_gradients_along_a_tangent_of_the_probabilities_alone():
+    # With L = −Σ q log ŷ: z̄ = ŷ Σ_c q_c − q and q̄ = −log ŷ, of which only z̄ depends on q.
+    q, dq = torch.softmax(Z.flip(0), 1), Z.flip(1)
+
+    def gradients(q: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.func.grad(lambda z, q: ops.cross_entropy(z, q, reduction="sum"), argnums=(0, 1))(Z, q)
+
+    _, (along_z, along_q) = torch.func.jvp(gradients, (q,), (dq,))
+    yhat = Z.exp() / Z.exp().sum(1, keepdim=True)
+    assert_close(along_z, yhat * dq.sum(1, keepdim=True) - dq)
+    assert_close(along_q, torch.zeros_like(Z))
+
+
+@pytest.mark.parametrize("as_probabilities", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_weights_and_smoothing_of_images(as_probabilities: bool, reduction: str):
+    generator = torch.Generator().manual_seed(0)
+    z, dz = torch.randn(2, 2, 3, 4, 5, generator=generator, dtype=torch.float64)
+    target = torch.randint(3, (2, 4, 5), generator=generator)
+    target[0, 1, 2] = -100
+    if as_probabilities:
+        target = torch.softmax(torch.randn(2, 3, 4, 5, generator=generator, dtype=torch.float64), 1)
+    options = {
+        "weight": torch.tensor([0.5, 2.0, 1.5], dtype=torch.float64),
+        "reduction": reduction,
+        "label_smoothing": 0.2,
+    }
+    expected, slope = torch.func.jvp(lambda z: F.cross_entropy(z, target, **options), (z,), (dz,))
+    for ours in (ops.cross_entropy(z, target, **options), ops.cross_entropy(z.requires_grad_(), target, **options)):
+        assert_close(ours, expected)
+    assert_close(torch.func.jvp(lambda z: ops.cross_entropy(z, target, **options), (z.detach(),), (dz,))[1], slope)
+    cotangent = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
+    ours, theirs = (f(z, target, **options) for f in (ops.cross_entropy, F.cross_entropy))
+    assert_close(torch.autograd.grad(ours, z, cotangent), torch.autograd.grad(theirs, z, cotangent))
+
+
+@pytest.mark.parametrize("target", [Y, torch.softmax(Z.flip(0), 1)], ids=["indices", "probabilities"])
+def test_a_loss_of_the_output_and_of_the_gradient_at_once(target: Tensor):
+    # Something then comes back to the loss and to log ŷ in one pass.
+    results = []
+    for function in (ops.cross_entropy, F.cross_entropy):
+        z = Z.clone().requires_grad_()
+        loss = function(z, target, label_smoothing=0.2)
+        (grad_z,) = torch.autograd.grad(loss, z, create_graph=True)
+        results.append(torch.autograd.grad(loss.square() + grad_z.pow(2).sum(), z))
+    assert_close(results[0], results[1])
 
 
 def test_against_pytorch_at_the_size_of_a_vocabulary():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchnotes import ops
-from torchnotes.ops import _activation, _channels, _function
+from torchnotes.ops import _activation, _channels, _function, kernels
 from torchnotes.ops.kernels import memory, random_mask
 
 
@@ -42,7 +44,7 @@ def test_cross_entropy_in_few_calls_is_that_of_pytorch(reduction: str, dtype: to
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_its_second_derivatives_and_batches_of_gradients(reduction: str):
+def test_second_derivatives_of_cross_entropy_and_batches_of_its_gradients(reduction: str):
     z = logits()
     assert gradgradcheck(lambda z: ops.cross_entropy(z, LABELS, reduction=reduction), z)
     loss = ops.cross_entropy(z, LABELS, reduction=reduction)
@@ -63,7 +65,9 @@ def test_its_second_derivatives_and_batches_of_gradients(reduction: str):
     ],
     ids=["a sample is ignored", "a class is ignored", "smoothing", "weight", "int32", "many"],
 )
-def test_what_few_calls_cannot_do_goes_the_other_way(changed: dict[str, Tensor], options: dict[str, object]):
+def test_what_cross_entropy_cannot_do_in_few_calls_goes_the_other_way(
+    changed: dict[str, Tensor], options: dict[str, object]
+):
     given = {"input": logits(), "target": LABELS, **changed}
     ours = ops.cross_entropy(**given, **options)
     assert way(ours) == ""
@@ -74,12 +78,12 @@ def test_what_few_calls_cannot_do_goes_the_other_way(changed: dict[str, Tensor],
 
 
 @pytest.mark.parametrize("label", [4, -1, -(1 << 63)])  # the last is what NaN becomes as an integer
-def test_a_label_out_of_range_is_refused_in_few_calls_too(label: int):
+def test_cross_entropy_refuses_a_label_out_of_range_in_few_calls_too(label: int):
     with pytest.raises(IndexError, match="target must hold class indices in"):
         ops.cross_entropy(logits(), LABELS.clone().index_fill_(0, torch.tensor([2]), label))
 
 
-def test_logits_of_half_precision_keep_their_own_sum():
+def test_cross_entropy_of_half_precision_keeps_a_sum_of_its_own():
     z = logits(dtype=torch.float32).detach().to(torch.bfloat16).requires_grad_()
     assert way(ops.cross_entropy(z, LABELS)) == ""
 
@@ -337,3 +341,43 @@ def test_cross_entropy_of_a_parameter_has_the_gradient_of_any_tensor():
     ours, twin = ops.cross_entropy(z, LABELS), F.cross_entropy(leaf, LABELS)
     assert way(ours) == "Counted"
     assert_close(torch.autograd.grad(ours, z), torch.autograd.grad(twin, leaf))
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "calls"),
+    [
+        (LABELS, {}, ["_softmax", "unsqueeze", "scatter_add_", "addcmul"]),
+        (
+            LABELS.int(),
+            {"reduction": "sum"},
+            ["exp", "ne", "mul", "ones", "where", "mul", "unsqueeze", "mul_", "unsqueeze", "neg", "scatter_add_"],
+        ),
+        (
+            torch.full((6, 4), 0.25),
+            {"reduction": "sum"},
+            ["expand", "unsqueeze", "neg", "mul", "exp", "sum", "addcmul"],
+        ),
+    ],
+    ids=["few", "indices", "probabilities"],
+)
+def test_the_backward_of_cross_entropy_takes_no_more_calls_than_its_arithmetic(
+    target: Tensor, options: dict[str, str], calls: list[str]
+):
+    # Nothing is made of the second output, which nobody used, nor of the probabilities, of which nobody asks anything.
+    z = logits(dtype=torch.float32)
+    loss = ops.cross_entropy(z, target, **options)
+    cotangent = torch.ones_like(loss)
+    with Counted() as counted:
+        torch.autograd.grad(loss, z, cotangent)
+    assert [name for name in counted.names if name not in ("detach", "scalar_tensor")] == calls
+
+
+def test_cross_entropy_takes_its_kernel_for_a_matrix_of_logits_alone(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys.modules["torchnotes.ops.cross_entropy"], "chosen", lambda *_: True)
+    kernel = SimpleNamespace(cross_entropy=lambda z, *_: z.new_full((), 42.0))
+    monkeypatch.setattr(kernels, "triton_cross_entropy", kernel, raising=False)
+    z = logits().detach()
+    assert ops.cross_entropy(z, LABELS) == 42
+    for others, target in ((z[0], LABELS[0]), (z.view(2, 4, 3), LABELS.view(2, 3)), (z[:0], LABELS[:0])):
+        ours, twin = (f(others, target, reduction="sum") for f in (ops.cross_entropy, F.cross_entropy))
+        assert_close(ours, twin)
