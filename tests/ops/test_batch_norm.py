@@ -207,8 +207,8 @@ def test_what_is_refused_and_how(error: type[Exception], words: str, z: Tensor, 
 
 
 def test_eps_of_zero_is_allowed_in_evaluation():
-    running = (drawn(3), drawn(3).abs() + 0.5)
-    assert_close(ops.batch_norm(drawn(5, 3), *running, eps=0.0), F.batch_norm(drawn(5, 3), *running, eps=0.0))
+    z, mean, var = drawn(5, 3), drawn(3), drawn(3).abs() + 0.5
+    assert_close(ops.batch_norm(z, mean, var, eps=0.0), (z - mean) / var.sqrt())  # torch 2.11's twin refuses it
 
 
 @pytest.mark.parametrize("shape", [(5, 3), (4, 3, 2)])
