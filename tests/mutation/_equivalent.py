@@ -61,9 +61,14 @@ EQUIVALENT: dict[str, dict[str, str]] = {
     },
     "kernels/random_mask": {
         "_DRAWN: 1 → 2": "the same words in the same order, more of them at a time",
+        "_DRAWN: 15 → 16": "the same words in the same order, more of them at a time",
         "_BLOCK: 1 → 2": "the same operations on pieces of another size",
-        "_FEW: 1 → 2": "it says from which size on the other of two generators with the same law is quicker",
+        "_BLOCK: 21 → 22": "the same operations on pieces of another size",
         "_SMALL: 1 → 2": "it says from which size on the other form of the same product is quicker",
+        "_SMALL: 12 → 13": "it says from which size on the other form of the same product is quicker",
         "keep_mask: size <= _FEW → size < _FEW": "it says from which size on the other of two generators with the same law is quicker",
+        "_lanes: -1 → 1": "the words have one axis, and the new one after it is the last either way",
+        "scale_kept: x.numel() < _SMALL → x.numel() <= _SMALL": "it says from which size on the other form of the same product is quicker",
+        "scale_kept: True → False": "the three have one size and are cut alike; nothing for `strict` to refuse",
     },
 }

@@ -43,8 +43,6 @@ FILES: dict[str, str] = {
     "_network": "mlp",
     "kernels/random_mask": "drop|random|dense|asked",
 }
-# Of the files with the most mutants every n-th is run, in the order of the lines; 1 runs them all.
-EVERY = {"kernels/random_mask": 3}
 LEFT_OUT = {
     "__init__": "it re-exports and computes nothing",
     "_function": "it runs the ops and computes nothing; its tests go through each of the ways it can run one",
@@ -114,12 +112,10 @@ def fingerprint(source: str) -> str:
 
 
 def mutants(name: str) -> list[Mutant]:
-    """The mutants of a file that are run."""
+    """The mutants of a file, in the order of its lines."""
     tree = ast.parse(source_of(name))
     found: list[Mutant] = []
-    for number, (label, parent, field, index, changed) in enumerate(_changes(tree)):
-        if number % EVERY.get(name, 1):
-            continue
+    for label, parent, field, index, changed in _changes(tree):
         original = getattr(parent, field) if index is None else getattr(parent, field)[index]
         _put(parent, field, index, ast.copy_location(changed, original))
         found.append(Mutant(label, ast.fix_missing_locations(copy.deepcopy(tree))))
@@ -130,7 +126,7 @@ def mutants(name: str) -> list[Mutant]:
 @functools.cache
 def labels(name: str) -> list[str]:
     """What is changed in each of them."""
-    return [label for label, *_ in _changes(ast.parse(source_of(name)))][:: EVERY.get(name, 1)]
+    return [label for label, *_ in _changes(ast.parse(source_of(name)))]
 
 
 def _changes(tree: ast.Module) -> Iterator[tuple[str, ast.AST, str, int | None, ast.expr]]:

@@ -25,7 +25,7 @@ os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TORCHINDUCTOR_COMPIL
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.mutation._equivalent import EQUIVALENT
-from tests.mutation._mutants import EVERY, FILES, LEFT_OUT, fingerprint, labels, mutants, source_of
+from tests.mutation._mutants import FILES, LEFT_OUT, fingerprint, labels, mutants, source_of
 
 RESULT = Path(__file__).with_name("result.json")
 PAGE = Path(__file__).with_name("result.md")
@@ -71,14 +71,12 @@ def report(results: dict[str, Any]) -> str:
     for name in FILES:
         killers = results.get(name, {"killers": {}})["killers"]
         alive = sum(killer is None for killer in killers.values())
-        of_all = f", one in {EVERY[name]}" if name in EVERY else ""
-        rows.append(f"| `{name}` | {len(killers)}{of_all} | {len(killers) - alive} | {alive} |")
+        rows.append(f"| `{name}` | {len(killers)} | {len(killers) - alive} | {alive} |")
     lines = [
         "# Mutants of the ops",
         "",
         f"Written by `python tests/mutation/mutate_ops.py`. {total} mutants: {total - len(lived)} killed, "
-        f"{len(lived) - still_open} equivalent, {still_open} open; {minutes:.0f} minutes in all. "
-        "Of the files with the most changes one in so many was run; `EVERY` in `_mutants.py` says which.",
+        f"{len(lived) - still_open} equivalent, {still_open} open; {minutes:.0f} minutes in all.",
         "",
         "| file | mutants | killed | survived |",
         "|---|---|---|---|",

@@ -223,6 +223,15 @@ def test_the_opaque_op_is_one_by_pytorchs_rules():
     assert torch.equal(torch.ops.torchnotes.mask_of_seed(seed, 1000, 0), random_mask._mask_of_seed(seed, 1000, 0))
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_batch_of_seeds_gives_a_mask_of_each(axis: int):
+    seeds = torch.randint(-(2**63), 2**63 - 1, (5, 3), generator=seeded())
+    masks = torch.vmap(lambda seed: torch.ops.torchnotes.mask_of_seed(seed, 100, 0), in_dims=axis)(
+        seeds.movedim(0, axis)
+    )
+    assert torch.equal(masks, torch.stack([random_mask._mask_of_seed(seed, 100, 0) for seed in seeds]))
+
+
 def test_the_lanes_are_the_same_numbers_by_arithmetic():
     words = torch.randint(-(2**63), 2**63 - 1, (5,), generator=seeded())
     with torch.autograd.forward_ad.dual_level():  # no longer plain
@@ -312,6 +321,11 @@ def test_every_bit_of_a_seed_is_drawn(monkeypatch: pytest.MonkeyPatch):
     assert words.shape == (400, 3)
     bits = (words.unsqueeze(-1) >> torch.arange(64)) & 1
     assert ((bits.double().mean(0) - 0.5).abs() < 5 * 0.5 / 400**0.5).all()
+
+
+def test_random_words_are_all_of_int64_but_its_largest_number():
+    int64 = torch.iinfo(torch.int64)
+    assert random_mask._WORDS == (int64.min, int64.max)  # the end of a range is not drawn
 
 
 def test_a_seed_of_too_few_words_is_refused():
