@@ -10,7 +10,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from torchnotes.diagnostics.capture import Collected
+from torchnotes.diagnostics.captured import Collected
 from torchnotes.diagnostics.growth import growth_per_layer
 from torchnotes.diagnostics.history import StepRecord
 from torchnotes.diagnostics.measuring import Place, Shipment

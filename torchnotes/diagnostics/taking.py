@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from torchnotes.diagnostics._moments import plain
-from torchnotes.diagnostics.capture import Call, Capture
+from torchnotes.diagnostics.capture import Capture
+from torchnotes.diagnostics.captured import Call
 from torchnotes.diagnostics.measuring import Lean, Scale, Shipment
 from torchnotes.diagnostics.monitor_step import MeasuredStep, Sample
 from torchnotes.diagnostics.records import Direction, Role

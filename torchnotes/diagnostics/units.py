@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torchnotes.diagnostics._moments import plain
-from torchnotes.diagnostics.capture import Call
+from torchnotes.diagnostics.captured import Call
 from torchnotes.diagnostics.measuring import Array, Place, Shipment, is_ordinary
 
 
