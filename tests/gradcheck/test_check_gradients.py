@@ -311,6 +311,24 @@ def test_reentrant_checkpointing_has_its_gradient_from_backward_alone():
     assert x.grad is None
 
 
+def test_a_hook_that_updates_with_the_gradient_is_not_run():
+    x, y = data()
+    model = net()
+    for parameter in model.parameters():  # the optimiser's step in the backward: the check must not take it
+        parameter.register_post_accumulate_grad_hook(lambda p: p.data.zero_())
+    before = copy.deepcopy(model.state_dict())
+    # The penalty reaches no bias: a parameter without a gradient in one of the costs.
+    report = check_gradients(
+        model,
+        x,
+        y,
+        loss=F.cross_entropy,
+        penalty=lambda m: sum(p.square().sum() for p in m.parameters() if p.dim() > 1),
+    )
+    assert report.verdict == "correct", str(report)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_reentrant_checkpointing_of_inputs_without_gradient_loses_its_own():
     x, y = data()
     with pytest.warns(UserWarning, match="None of the inputs have requires_grad=True"):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointError
 
-from torchnotes.gradcheck._nested import arriving, complaint_of, inner_nodes, strided, transposed
+from torchnotes.gradcheck._nested import arriving, complaint_of, custom_nodes, inner_nodes, strided, transposed
 from torchnotes.gradcheck._objective import dense
 from torchnotes.gradcheck._precision import rounding
 from torchnotes.gradcheck._subject import Subject
@@ -291,19 +291,3 @@ class _watched:
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
-
-
-def custom_nodes(outputs: Sequence[Tensor]) -> list[Any]:
-    """The nodes of user-written autograd Functions behind some outputs."""
-    stack: list[Any] = [o.grad_fn for o in outputs]
-    seen: set[Any] = set()
-    found = []
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if isinstance(node, torch._C._FunctionBase):
-            found.append(node)
-        stack.extend(n for n, _ in node.next_functions)
-    return found

@@ -17,6 +17,22 @@ Grads = list["Tensor | None"]
 Distance = Callable[[Sequence[Tensor], Sequence[Tensor]], float]
 
 
+def custom_nodes(outputs: Sequence[Tensor]) -> list[Any]:
+    """The nodes of user-written autograd Functions behind some outputs."""
+    stack: list[Any] = [o.grad_fn for o in outputs]
+    seen: set[Any] = set()
+    found = []
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if isinstance(node, torch._C._FunctionBase):
+            found.append(node)
+        stack.extend(n for n, _ in node.next_functions)
+    return found
+
+
 def inner_nodes(nodes: Sequence[Any], outputs: Sequence[Tensor]) -> list[Any]:
     """Those that are not the last operation before an output, and not PyTorch's own (checkpointing, compiled code)."""
     last = {o.grad_fn for o in outputs}

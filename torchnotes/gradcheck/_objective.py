@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointFunction
 
 from torchnotes._checks import describe
+from torchnotes.gradcheck._nested import custom_nodes
 from torchnotes.gradcheck._state import RandomStates, module_generators
 
 ULP = 2.0**-53
@@ -93,29 +95,29 @@ class Objective:
         y = self()
         if not y.requires_grad:
             return [tuple(None for _ in self.tensors) for _ in self.rows]
+        checkpointed = any(getattr(node, "_forward_cls", None) is CheckpointFunction for node in custom_nodes([y]))
         found: list[tuple[Tensor | None, ...]] = []
         for k, row in enumerate(self.rows):
+            if checkpointed:
+                found.append(self._by_backward(row))
+                continue
             more = k + 1 < len(self.rows)
-            got: tuple[Tensor | None, ...] = torch.autograd.grad(
-                y, self.tensors, grad_outputs=row, retain_graph=more, allow_unused=True
-            )
-            if any(g is None for g in got):
-                got = self._by_backward(row)
+            got = torch.autograd.grad(y, self.tensors, grad_outputs=row, retain_graph=more, allow_unused=True)
             found.append(tuple(None if g is None else dense(g) for g in got))
         return found
 
     def _by_backward(self, row: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient of one cost by ``backward()``, leaving ``.grad`` as it is.
 
-        Under re-entrant checkpointing a parameter is not in the graph: `torch.autograd.grad` finds no way to it, and
-        ``backward()`` gives it its gradient all the same.
+        Re-entrant checkpointing takes nothing else: a parameter is not in its graph, so that `torch.autograd.grad`
+        finds no way to it, and ``backward()`` gives it its gradient all the same.
         """
         before = [t.grad for t in self.tensors]
         try:
             for tensor in self.tensors:
                 tensor.grad = None
             self().backward(row)
-            return tuple(t.grad for t in self.tensors)
+            return tuple(None if t.grad is None else dense(t.grad) for t in self.tensors)
         finally:
             for tensor, gradient in zip(self.tensors, before, strict=True):
                 tensor.grad = gradient
