@@ -109,7 +109,6 @@ class Capture:
         self._handles: list[Any] = []
         self._roles: Container[Role] | None = None
         self._sites: dict[nn.Module, Site] = {}
-        self._function_calls: dict[str, int] = {}
         self._depth = 0
         self._channel_axis = -1
         self._recorded: dict[int, tuple[weakref.ref[Tensor], int]] = {}
@@ -152,7 +151,6 @@ class Capture:
         self._depth, self._channel_axis = 0, -1
         for site in self._sites.values():
             site.calls = 0
-        self._function_calls.clear()
         self._recorded.clear()
         self.recording = True
 
@@ -190,20 +188,20 @@ class Capture:
             weights.append((own, (None, None) if weight is None else call.site.fans_of(weight)))
         return Collected(self.calls, self.measurer.parameters(different), weights, self.measurer)
 
-    def function_called(self, inside: str, kind: str, function: Callable[[Tensor], Tensor], output: Tensor) -> None:
+    def function_called(
+        self, name: str, kind: str, number: int, function: Callable[[Tensor], Tensor], output: Tensor
+    ) -> None:
         """Record an activation that is a function call; hooks see modules only, so whoever sees it has to say so.
 
         Args:
-            inside: path of the module whose forward called it.
+            name: what its record is called.
             kind: its name in `torch.nn.functional`.
+            number: 0 for the first call of this name in the pass.
             function: it, with all its arguments but the signal.
             output: what it returned.
         """
         if not self.recording:
             return
-        name = f"{inside}.{kind}()".lstrip(".")
-        number = self._function_calls.get(name, 0)
-        self._function_calls[name] = number + 1
         site = Site(name, FunctionCall(function), "activation", flat_ends_of_function(kind), number, kind=kind)
         self.busy = True
         try:

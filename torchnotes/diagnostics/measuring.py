@@ -43,7 +43,7 @@ from torchnotes.diagnostics.records import Moments
 _NAN = math.nan
 # Up to this size joining tensors costs less than a call for each.
 _TINY = 1 << 12
-_FIRST = 16
+FIRST = 16  # samples in which most units of a sound layer have worked already: looked at before all the others
 
 Array = np.ndarray[Any, Any]
 
@@ -233,7 +233,7 @@ class Lean:
         mask = self._nonzero.reshape(shape)
         if axis in (-1, len(shape) - 1):
             mask = mask.reshape(-1, shape[-1])
-            worked: Array = np.logical_or.reduce(mask[:_FIRST], axis=0)
+            worked: Array = np.logical_or.reduce(mask[:FIRST], axis=0)
             if not worked.all():  # most units of a sound layer work in one of the first samples already
                 worked = np.logical_or.reduce(mask, axis=0)
         else:

@@ -68,8 +68,8 @@ class Recorder(TorchFunctionMode):
     Args:
         model: the model.
         ignoring: asked at each call of a function whether it is somebody's measurement and no part of the model.
-        on_activation: told of each activation that is called as a function: the path of the module that called it, its
-            name, the function and what it returned.
+        on_activation: told of each activation that is called as a function: what to call it (``blocks.7.relu()``), the
+            function's own name, how many calls of that name came before, the function and what it returned.
 
     Attributes:
         nodes: in the order of execution.
@@ -80,7 +80,7 @@ class Recorder(TorchFunctionMode):
         self,
         model: nn.Module,
         ignoring: Callable[[], bool] = lambda: False,
-        on_activation: Callable[[str, str, Elementwise, Tensor], None] | None = None,
+        on_activation: Callable[[str, str, int, Elementwise, Tensor], None] | None = None,
     ) -> None:
         super().__init__()
         self._ignoring = ignoring
@@ -151,7 +151,7 @@ class Recorder(TorchFunctionMode):
         self.calls.append(ModuleCall(name, kind, number, node.inputs[0], node))
         if self._on_activation is not None:
             assert isinstance(node.step, steps.Activation)
-            self._on_activation(inside, kind, node.step.function, output)
+            self._on_activation(name, kind, number, node.step.function, output)
 
     def _add(self, step: Step, inputs: list[Node], tensor: Tensor, *, axis: int | None = None) -> Node:
         if axis is None:

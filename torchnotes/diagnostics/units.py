@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchnotes.diagnostics._moments import plain
 from torchnotes.diagnostics.captured import Call
-from torchnotes.diagnostics.measuring import Array, Place, Shipment, is_ordinary
+from torchnotes.diagnostics.measuring import FIRST, Array, Place, Shipment, is_ordinary
 
 
 @dataclass
@@ -156,7 +156,7 @@ def _idle(values: Tensor, axis: int, low: float, high: float) -> Tensor:
     by_unit = by_unit.reshape(-1, values.shape[axis])
     if values.device.type != "cpu" or not values.dtype.is_floating_point:
         return _is_idle(by_unit, low, high).all(dim=0).to(torch.int32)
-    first = by_unit[:_FIRST]
+    first = by_unit[:FIRST]
     if first.dtype is torch.float32:
         x = first.numpy()
         idle = np.equal(x, low) if low == high else (x <= low) | (x >= high)
@@ -169,9 +169,6 @@ def _idle(values: Tensor, axis: int, low: float, high: float) -> Tensor:
     found = torch.zeros(by_unit.shape[1], dtype=torch.int32, device="cpu")
     found[where] = _is_idle(by_unit.index_select(1, where), low, high).all(dim=0).to(torch.int32)
     return found
-
-
-_FIRST = 16
 
 
 def _is_idle(x: Tensor, low: float, high: float) -> Tensor:
