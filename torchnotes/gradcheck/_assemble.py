@@ -127,7 +127,7 @@ def assemble(
         eps=context.eps,
         method=context.method,
         by_parameter=reports,
-        reason=_reason(verdict, reports, findings, modules),
+        reason=reason_of(verdict, reports, findings, modules),
         smallest_visible=max((p.smallest_visible for p in reports.values()), default=0.0),
         costs=costs if context.separate else (),
         findings=tuple(findings),
@@ -159,12 +159,13 @@ def _whole(evidences: Sequence[Evidence], rows: Sequence[int]) -> tuple[float, f
     return ratio_of_norms(difference, norm(*first), norm(*exact)), noise / size, truncation / size, judged
 
 
-def _reason(
+def reason_of(
     verdict: Verdict,
     reports: dict[str, ParameterReport],
     findings: Sequence[Finding],
     modules: Sequence[Finding],
 ) -> str:
+    """Why this verdict, from those parts that have it."""
     if verdict == "correct":
         refined = sorted({f"ε = {p.eps:.0e} ({p.scheme})" for p in reports.values()})
         return f"every parameter agrees with its differences to within their numerical error, at {', '.join(refined)}"

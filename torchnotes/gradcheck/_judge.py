@@ -42,8 +42,8 @@ class Evidence:
     examined: int = 0
     skipped: int = 0
     detached: bool = False
+    idle: bool = False  # no entry could be moved: nothing of it was checked
     grain: Tensor | None = None  # the gradient's own round-off, where it was asked for
-    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -141,19 +141,9 @@ def _vacuous(name: str, tensor: Tensor, exact: Tensor, eps: float) -> Evidence:
     zero = torch.zeros(len(exact), dtype=torch.float64, device=tensor.device)
     step = measure.Step("central", eps, zero, zero)
     return Evidence(
-        name,
-        tensor.shape,
-        exact,
-        exact,
-        step,
-        exact,
-        step,
-        zero,
-        nothing.expand(len(exact), -1),
-        nothing,
-        nothing,
-        nothing,
-    )
+        name, tensor.shape, exact, exact, step, exact, step, zero, nothing.expand(len(exact), -1), nothing, nothing,
+        nothing, idle=True,
+    )  # fmt: skip
 
 
 def _needs_better(evidence: Evidence) -> bool:
@@ -318,6 +308,8 @@ def _decide(  # noqa: PLR0911 - a decision list, read from the top
         return "inconclusive", f"{evidence.skipped} entries that stand out were not looked at one by one"
     if int(evidence.unclear.sum()):
         return "inconclusive", f"{int(evidence.unclear.sum())} entries could not be measured to {BLIND:g}"
+    if evidence.idle:
+        return "correct", "no finite entry: nothing of it was checked"
     if zero:
         return "correct", "zero to within the noise floor"
     if floor > BLIND * size:

@@ -100,6 +100,8 @@ def _check_one(name: str, module: nn.Module, seen: _Seen, random: RandomStates, 
         return Finding(name, "correct", f"cannot be called by itself ({type(error).__name__}): not judged")
     if not contracts.live:
         return Finding(name, "correct", "its output carries no gradient: not judged")
+    if not any(contracts.outputs[k].numel() for k in contracts.live):
+        return Finding(name, "correct", "its output has no entries: not judged")
     complaint = next((f"{f.name}: {f.detail}" for f in contracts.run() if f.verdict == "wrong"), "")
     complaint = complaint or _differences(contracts, generator)
     if complaint:

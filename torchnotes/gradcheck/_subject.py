@@ -67,6 +67,10 @@ class Subject:
         outputs = [_real(o) for o in pytree.tree_leaves(out) if isinstance(o, Tensor) and _continuous(o)]
         return outputs if self.kept is None else [outputs[k] for k in self.kept]
 
+    def tensors(self) -> list[Tensor]:
+        """Every tensor among the inputs, differentiated or not."""
+        return [leaf for leaf in self._leaves if isinstance(leaf, Tensor)]
+
     def leave_out_constants(self) -> int:
         """Leave out outputs that carry no gradient where others do (mean and variance beside a norm), from now on.
 

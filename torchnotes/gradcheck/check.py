@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from torchnotes._checks import check_in_range, describe
-from torchnotes.gradcheck._assemble import Context, assemble
+from torchnotes.gradcheck._assemble import Context, assemble, reason_of
 from torchnotes.gradcheck._batched import BatchEvaluator, agrees, model_batch, penalty_batch
 from torchnotes.gradcheck._chain import ChainEvaluator, chain_of
 from torchnotes.gradcheck._directions import Probe
@@ -20,6 +20,7 @@ from torchnotes.gradcheck._distributed import refuse_unlike, shared
 from torchnotes.gradcheck._evaluate import Evaluator, LoopEvaluator
 from torchnotes.gradcheck._judge import Evidence, Lens, gather
 from torchnotes.gradcheck._modules import check_modules
+from torchnotes.gradcheck._nothing import Gradients, refuse_absent, refuse_empty, refuse_empty_batch, refuse_idle
 from torchnotes.gradcheck._objective import (
     Cost,
     Loss,
@@ -98,7 +99,8 @@ def check_gradients(
 
     Raises:
         TypeError: complex parameters or inputs.
-        ValueError: J is not a finite scalar, differs between two identical calls, or depends on no parameter.
+        ValueError: J is not a finite scalar, differs between two identical calls, or depends on no parameter; or there
+            is nothing to check: no parameter has an entry, or the batch has no sample.
 
     Source: the notes, "gradient checking" and "notes on implementing it"; SPEC D3 to D9.
 
@@ -122,25 +124,26 @@ def check_gradients(
         stack.enter_context(preserved(cost, objective.random))
         stack.enter_context(dropout_mode(cost, dropout))
         padding = stack.enter_context(padding_rows(cost.model))
-        y, notes = _first_evaluation(objective, original if cost is not original else None)
-        notes += padding
+        notes = refuse_empty(objective.names, objective.tensors, "parameters")
+        y, more = _first_evaluation(objective, original if cost is not original else None, tensors_in(data))
+        notes += more + padding
         coarse = _precision(objective)
         separate = len(y) == 2
-        device = y.device
-        objective.rows = torch.tensor(
-            [[1.0, 1.0], [1.0, 0.0], [0.0, 1.0]] if separate else [[1.0]], dtype=torch.float64
-        )
-        objective.rows = objective.rows.to(device)
+        objective.rows = _rows(separate, method).to(y.device)
         names = ["J", "data cost", "penalty"] if separate else ["J"]
+        exact = objective.gradients()
+        coarse += _refuse_still(objective, y, exact, tensors_in(data))
         wanted = method == "exact" if modules is None else modules
         refuse_unlike(objective.tensors)
         findings, culprits = _modules(cost, objective, seed, progress) if wanted else ([], [])
         if method == "projected":
             with show_progress(EVALUATIONS, progress) as display:
-                report = _projected(objective, y, seed, max_memory, max_evaluations, display)
+                report = _projected(objective, y, exact[0], seed, max_memory, max_evaluations, display)
+            verdict = worst_verdict([report.verdict, *(f.verdict for f in (*findings, *coarse))])
             return replace(
                 report,
-                verdict=worst_verdict([report.verdict, *(f.verdict for f in (*findings, *coarse))]),
+                verdict=verdict,
+                reason=report.reason if verdict == report.verdict else reason_of(verdict, {}, coarse, findings),
                 modules=tuple(findings),
                 findings=tuple(coarse),
                 culprits=tuple(culprits),
@@ -150,7 +153,7 @@ def check_gradients(
         count = 4 * sum(t.numel() for t in objective.tensors)
         with show_progress(count, progress) as display:
             candidates = _evaluators(cost, objective, y, data, max_memory)
-            evidences, used = _exact(objective, y, eps, seed, candidates, display)
+            evidences, used = _exact(objective, y, exact, eps, seed, candidates, display)
         context = Context(
             eps, f"{method} ({used})", names, (objective.rows @ y.detach()).tolist(), _sizes(inputs), objective.tensors,
             penalty_row=2 if separate else None, separate=separate,
@@ -192,10 +195,13 @@ def _check_arguments(model: object, eps: float, method: str) -> None:
         )
 
 
-def _first_evaluation(objective: Objective, original: nn.Module | None) -> tuple[Tensor, list[str]]:
+def _first_evaluation(
+    objective: Objective, original: nn.Module | None, data: Iterator[Tensor]
+) -> tuple[Tensor, list[str]]:
     """Evaluate y with its graph, after the checks that J can be differentiated at all."""
     y, drawn = objective.prepare()
     if not bool(torch.isfinite(y).all()):
+        refuse_empty_batch(data, f"J = {y.detach().tolist()}")
         raise ValueError(
             f"J must be finite, got {y.detach().tolist()}; look for log(0), a division by zero or an overflow "
             "in the forward pass, and check at parameters where it is finite."
@@ -218,6 +224,23 @@ def _first_evaluation(objective: Objective, original: nn.Module | None) -> tuple
                 "write penalty=lambda model: ..., or pass model.double()."
             )
     return y, ["J draws random numbers: they were held fixed in every evaluation"] if drawn else []
+
+
+def _rows(separate: bool, method: str) -> Tensor:
+    """The directions in which y is read: J, and where a check takes them one by one its data cost and penalty."""
+    if not separate:
+        return torch.ones(1, 1, dtype=torch.float64)
+    rows = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    return rows[:1] if method == "projected" else rows
+
+
+def _refuse_still(objective: Objective, y: Tensor, exact: Gradients, data: Iterator[Tensor]) -> list[Finding]:
+    """Refuse, or say of, parameters and costs of which nothing can be seen."""
+    base, cost = y.detach(), torch.zeros_like(y)
+    refuse_absent(objective, base, exact)
+    cost[0] = 1.0
+    own = [row for row, read in zip(exact, objective.rows, strict=True) if torch.equal(read, cost)]
+    return refuse_idle(objective, base, own[0] if own else None, data, cost, "J" if len(y) == 1 else "the data cost")
 
 
 def _precision(objective: Objective) -> list[Finding]:
@@ -252,13 +275,17 @@ def _penalty_alone(cost: Cost, objective: Objective, memory: int) -> Evaluator:
 
 
 def _exact(
-    objective: Objective, y: Tensor, eps: float, seed: int, faster: Iterator[Evaluator], display: Progress
+    objective: Objective,
+    y: Tensor,
+    exact: Gradients,
+    eps: float,
+    seed: int,
+    faster: Iterator[Evaluator],
+    display: Progress,
 ) -> tuple[list[Evidence], str]:
     """Every coordinate of every tensor, by the fastest evaluator that agrees with the plain loop."""
-    exact = objective.gradients()
     loop = LoopEvaluator(objective, y)
     generator = torch.Generator().manual_seed(seed)
-    _refuse_absent(objective, loop, exact)
     evaluator = shared(next((e for e in faster if agrees(e, loop, generator)), loop))
     lens = Lens(Watched(evaluator, display), loop, eps, generator)
     evidences = []
@@ -272,13 +299,16 @@ def _exact(
 
 
 def _projected(
-    objective: Objective, y: Tensor, seed: int, memory: int, budget: int, display: Progress
+    objective: Objective,
+    y: Tensor,
+    exact: Sequence[Tensor | None],
+    seed: int,
+    memory: int,
+    budget: int,
+    display: Progress,
 ) -> GradientReport:
     """Along random directions."""
-    objective.rows = objective.rows[:1]
-    (exact,) = objective.gradients()
     objective.evaluations += 2  # a backward pass costs about two forward passes
-    _refuse_absent(objective, LoopEvaluator(objective, y), [exact])
     given = [torch.zeros_like(t) if g is None else g for g, t in zip(exact, objective.tensors, strict=True)]
     base = float(objective.rows[0] @ y.detach())
     return check_projected(Probe(objective, base, given, seed, memory, display.advance), budget, display.expect)
@@ -288,28 +318,6 @@ def _flat(gradient: Tensor | None, tensor: Tensor) -> Tensor:
     if gradient is None:
         return torch.zeros(tensor.numel(), dtype=torch.float64, device=tensor.device)
     return gradient.detach().reshape(-1).double()
-
-
-def _refuse_absent(objective: Objective, loop: LoopEvaluator, exact: Sequence[Sequence[Tensor | None]]) -> None:
-    """Refuse parameters that autograd does not reach and that J does not depend on either."""
-    absent = []
-    for t, name in enumerate(objective.names):
-        if any(row[t] is not None for row in exact):
-            continue
-        tensor = objective.tensors[t].detach()
-        kept = tensor.clone()
-        try:
-            tensor.add_(1e-3 * (1 + kept.abs()))
-            moved = objective().detach()
-        finally:
-            tensor.copy_(kept)
-        if torch.equal(moved, loop.base):
-            absent.append(name)
-    if absent:
-        raise ValueError(
-            f"every parameter to be checked must take part in J, got {', '.join(absent)}, which J does not depend on; "
-            "freeze what is not used with requires_grad_(False), or name the others in parameters=."
-        )
 
 
 def _sizes(inputs: Any) -> dict[int, str]:

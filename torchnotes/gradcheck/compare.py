@@ -40,7 +40,7 @@ def gradient_ratio(approx: Gradients, exact: Gradients) -> float:
 
     Raises:
         TypeError: something other than tensors came.
-        ValueError: the two do not have the same number of tensors, names or shapes.
+        ValueError: the two do not have the same number of tensors, names or shapes, or they have no entries.
 
     Source: the notes, "gradient checking"; SPEC D4, D5.
 
@@ -68,6 +68,11 @@ def gradient_ratio(approx: Gradients, exact: Gradients) -> float:
                 f"approx and exact must agree in shape, got {tuple(a.shape)} and {tuple(b.shape)} for tensor {k}; "
                 "a gradient has the shape of its parameter."
             )
+    if not any(a.numel() for a in first):
+        raise ValueError(
+            "approx and exact must hold at least one entry, got none; two gradients of nothing agree whatever the "
+            "backward does: is the batch or the list of parameters empty?"
+        )
     difference = [a.detach().double() - b.detach().double() for a, b in zip(first, second, strict=True)]
     return ratio_of_norms(norm(*difference), norm(*first), norm(*second))
 

@@ -18,6 +18,7 @@ from torchnotes.gradcheck._evaluate import Evaluator, LoopEvaluator
 from torchnotes.gradcheck._higher import forward_mode as check_forward_mode
 from torchnotes.gradcheck._higher import second_order as check_second_order
 from torchnotes.gradcheck._judge import Lens, gather
+from torchnotes.gradcheck._nothing import refuse_empty, refuse_no_output, refuse_still_outputs
 from torchnotes.gradcheck._objective import Cost, Objective, double_cost
 from torchnotes.gradcheck._precision import precision_finding
 from torchnotes.gradcheck._state import RandomStates, module_generators, preserved
@@ -69,7 +70,8 @@ def check_function(
 
     Raises:
         TypeError: an input is complex, or none is floating point.
-        ValueError: fn returns no floating-point tensor, is not finite, or differs between two identical calls.
+        ValueError: fn returns no floating-point tensor, is not finite, or differs between two identical calls; or there
+            is nothing to check: no input or no output has an entry, or an empty batch leaves nothing that moves.
 
     Source: the notes, "gradient checking"; SPEC D4 to D7, G11, G12.
 
@@ -134,9 +136,11 @@ def _check_subject(
 ) -> GradientReport:
     generator = torch.Generator().manual_seed(seed)
     objective = Objective(subject.names, subject.values, lambda: subject.flat(subject.values), random)
+    notes = refuse_empty(subject.names, subject.values, "inputs")
     left_out = subject.leave_out_constants()
     y, drawn = objective.prepare()
-    notes = ["fn draws random numbers: they were held fixed in every evaluation"] if drawn else []
+    refuse_no_output(y)
+    notes += ["fn draws random numbers: they were held fixed in every evaluation"] if drawn else []
     notes += [f"{left_out} outputs that carry no gradient were left out"] if left_out else []
     _refuse_unusable(objective, y)
     count = 1 if y.numel() == 1 else COTANGENTS
@@ -148,6 +152,7 @@ def _check_subject(
         exact = objective.gradients()
     except RuntimeError as error:
         return _raised(error, objective, y, eps, start)
+    refuse_still_outputs(objective, y.detach(), exact, subject.tensors())
     contracts = Contracts(subject, generator)
     objective.unit = max(objective.unit, contracts.eps / 2)
     findings = _findings(contracts, generator, second_order=second_order, forward_mode=forward_mode)

@@ -12,6 +12,7 @@ from typing import Any
 from torchnotes.gradcheck.compare import Verdict
 
 WIDTH = 100
+NOTHING = "-"  # in place of a verdict on a tensor without entries
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ class GradientReport:
             step = f"{p.eps:.0e} {p.scheme}"
             yield (
                 p.name, "×".join(map(str, p.shape)) or "scalar", _number(p.ratio), _number(p.noise_floor),
-                _number(p.refined_ratio), step, wrong, str(p.kinks or "-"), p.verdict,
+                _number(p.refined_ratio), step, wrong, str(p.kinks or "-"), p.verdict if count else NOTHING,
             )  # fmt: skip
 
     def to_table(self, width: int = WIDTH, *, color: bool = False) -> str:
@@ -203,7 +204,7 @@ class GradientReport:
         ):
             table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
         for row in self.rows():
-            table.add_row(*(Text(cell) for cell in row[:-1]), Text(row[-1], style=_STYLE[row[-1]]))
+            table.add_row(*(Text(cell) for cell in row[:-1]), Text(row[-1], style=_STYLE.get(row[-1], "")))
         console.print(table)
         for sentence in self.sentences():
             console.print(Text(f"• {sentence}"), soft_wrap=False)
