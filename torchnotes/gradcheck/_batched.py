@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from torchnotes.gradcheck._evaluate import Evaluator, LoopEvaluator, outside_domain
 from torchnotes.gradcheck._objective import Cost, Objective
+from torchnotes.gradcheck._subject import slots_of
 
 Batch = Callable[[int, Tensor], Tensor]
 """(which tensor, its perturbed values stacked) -> y of each: (batch, observables)."""
@@ -73,12 +74,14 @@ def model_batch(cost: Cost, objective: Objective, inputs: object, target: object
     """
     by_identity = {id(p): n for n, p in cost.named_parameters()}
     keys = [by_identity[id(p)] for p in objective.tensors]
+    slots = slots_of(cost)
     names = [n for n, _ in cost.named_buffers()]
     written = {names[k]: value for k, value in objective.written_buffers()}
 
     def batch(t: int, stack: Tensor) -> Tensor:
         def one(value: Tensor, buffers: dict[str, Tensor]) -> Tensor:
-            y: Tensor = functional_call(cost, {keys[t]: value, **buffers}, (inputs, target))
+            own = {slot: v for name, v in [(keys[t], value), *buffers.items()] for slot in slots[name]}
+            y: Tensor = functional_call(cost, own, (inputs, target), tie_weights=False)
             return y
 
         own = {name: value.expand(len(stack), *value.shape).clone() for name, value in written.items()}
@@ -100,12 +103,13 @@ class _PenaltyOnly(nn.Module):
 def penalty_batch(cost: Cost, objective: Objective) -> Batch:
     """The penalty alone, over a stack of values of one parameter."""
     alone = _PenaltyOnly(cost)
+    slots = slots_of(alone)
     by_identity = {id(p): n for n, p in alone.named_parameters()}
     keys = [by_identity[id(p)] for p in objective.tensors]
 
     def batch(t: int, stack: Tensor) -> Tensor:
         def one(value: Tensor) -> Tensor:
-            y: Tensor = functional_call(alone, {keys[t]: value}, ())
+            y: Tensor = functional_call(alone, dict.fromkeys(slots[keys[t]], value), (), tie_weights=False)
             return y
 
         out: Tensor = torch.vmap(one, randomness="same")(stack)

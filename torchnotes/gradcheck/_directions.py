@@ -112,14 +112,18 @@ class Probe:
 
     def _change(self, region: Region, k: int, steps: Sequence[float]) -> Tensor:
         tensors = self.objective.tensors
-        kept = [tensors[b.t].detach().reshape(-1)[b.lo : b.hi].clone() for b in region]
-        flat = [tensors[b.t].detach().view(-1)[b.lo : b.hi] for b in region]
+        rows = {b.t: tensors[b.t].detach().contiguous() for b in region}  # itself, or a copy in row-major order
+        copied = [t for t, whole in rows.items() if not tensors[t].is_contiguous()]
+        flat = [rows[b.t].view(-1)[b.lo : b.hi] for b in region]
+        kept = [here.clone() for here in flat]
         values = []
         try:
             with torch.no_grad():
                 for h in steps:
                     for block, here, was in zip(region, flat, kept, strict=True):
                         torch.add(was, self.direction(k, block.t)[block.lo : block.hi], alpha=h, out=here)
+                    for t in copied:
+                        tensors[t].detach().copy_(rows[t])
                     values.append(float(self.objective.rows[0] @ self.objective().detach()) - self.base)
                     if self._tick is not None:
                         self._tick(1)
@@ -127,6 +131,8 @@ class Probe:
             with torch.no_grad():
                 for here, was in zip(flat, kept, strict=True):
                     here.copy_(was)
+                for t in copied:
+                    tensors[t].detach().copy_(rows[t])
         return torch.tensor(values, dtype=torch.float64)
 
     def claimed(self, region: Region, k: int) -> float:

@@ -49,7 +49,7 @@ def _pushed(contracts: Contracts, values: list[Tensor], tangents: list[Tensor]) 
         duals = [fwd.make_dual(v, d) for v, d in zip(values, tangents, strict=True)]
         outputs = contracts.subject(duals)
         pushed = [fwd.unpack_dual(outputs[k]).tangent for k in contracts.live]
-    terms = [(c * p) for c, p in zip(contracts.u, pushed, strict=True) if p is not None]
+    terms = [c * p.detach() for c, p in zip(contracts.u, pushed, strict=True) if p is not None]
     return float(sum(float(t.sum()) for t in terms)), terms
 
 

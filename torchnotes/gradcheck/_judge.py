@@ -75,7 +75,7 @@ def _grain(objective: Objective, generator: torch.Generator) -> list[Tensor]:
     def flat() -> list[Tensor]:
         found = objective.gradients()
         return [
-            torch.stack([torch.zeros_like(v).view(-1) if g[t] is None else g[t].detach().reshape(-1) for g in found])  # type: ignore[union-attr]
+            torch.stack([torch.zeros_like(v).reshape(-1) if g[t] is None else g[t].detach().reshape(-1) for g in found])  # type: ignore[union-attr]
             for t, v in enumerate(tensors)
         ]
 

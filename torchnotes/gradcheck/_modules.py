@@ -32,6 +32,7 @@ LINES = 2  # a single Gaussian line misses a fault with probability zero; two gu
 class _Seen:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    asked: list[bool]  # which of the leaves of both a gradient flows into
 
 
 def check_modules(
@@ -73,12 +74,14 @@ def _record(model: nn.Module, objective: Objective) -> dict[nn.Module, _Seen]:
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if module not in seen:
-            seen[module] = _Seen(*pytree.tree_map(_keep, (args, kwargs)))
+            asked = [isinstance(v, Tensor) and v.requires_grad for v in pytree.tree_leaves((args, kwargs))]
+            kept = pytree.tree_map(_keep, (args, kwargs))
+            seen[module] = _Seen(kept[0], kept[1], asked)
 
     for module in model.modules():
         handles.append(module.register_forward_pre_hook(note, with_kwargs=True))
     try:
-        with torch.no_grad():
+        with torch.enable_grad():
             objective()
     finally:
         for handle in handles:
@@ -103,16 +106,21 @@ def _check_one(name: str, module: nn.Module, seen: _Seen, random: RandomStates, 
     if not any(contracts.outputs[k].numel() for k in contracts.live):
         return Finding(name, "correct", "its output has no entries: not judged")
     complaint = next((f"{f.name}: {f.detail}" for f in contracts.run() if f.verdict == "wrong"), "")
-    complaint = complaint or _differences(contracts, generator)
+    complaint = complaint or _differences(contracts, _owed(subject, contracts, seen.asked), generator)
     if complaint:
         return Finding(name, "wrong", complaint)
     coarse = precision_finding(contracts.eps, contracts.dtype, returned=False)
     return Finding(name, "suspect", coarse.detail) if coarse else Finding(name, "correct", "its own backward agrees")
 
 
-def _differences(contracts: Contracts, generator: torch.Generator) -> str:
+def _owed(subject: Subject, contracts: Contracts, asked: Sequence[bool]) -> list[int]:
+    """The tensors whose gradient the module owes: not data that it cuts off on purpose."""
+    idle = {k for k, place in enumerate(subject.places) if not asked[place] and not bool(contracts.reference[k].any())}
+    return [k for k in range(len(contracts.values)) if k not in idle]
+
+
+def _differences(contracts: Contracts, everything: Sequence[int], generator: torch.Generator) -> str:
     """Compare along lines through everything at once; where that fails, tensor by tensor, to say which."""
-    everything = range(len(contracts.values))
     for _ in range(LINES):
         if _along(contracts, everything, generator) == "":
             continue

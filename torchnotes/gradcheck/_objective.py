@@ -13,7 +13,7 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from torchnotes._checks import describe
 from torchnotes.gradcheck._nested import custom_nodes
-from torchnotes.gradcheck._state import RandomStates, module_generators
+from torchnotes.gradcheck._state import RandomStates, evaluated, module_generators
 
 ULP = 2.0**-53
 Loss = Callable[..., Tensor]
@@ -55,9 +55,13 @@ class Objective:
 
     def __call__(self) -> Tensor:
         """Evaluate y at the present θ, a vector; the generators and buffers are first set back to where they were."""
+        self.evaluations += 1
+        y: Tensor = evaluated(self._from_the_start)
+        return y
+
+    def _from_the_start(self) -> Tensor:
         self.random.replay()
         self._reset_buffers()
-        self.evaluations += 1
         return self._compute()
 
     def _reset_buffers(self) -> None:
@@ -245,7 +249,7 @@ def double_cost(cost: Cost) -> Iterator[Cost]:
 def refuse_complex(cost: Cost, inputs: Any) -> None:
     """Refuse complex parameters and inputs, and models without anything to differentiate."""
     for name, p in cost.named_parameters():
-        if p.is_complex():
+        if p.is_complex() and p.requires_grad:
             raise TypeError(
                 f"parameters must be real, got dtype {_dtype(p)} for {label(name)}; "
                 "check a real function of torch.view_as_real(parameter) instead."

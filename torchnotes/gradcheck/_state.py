@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 Dropout = Literal["frozen", "off"]
 
@@ -66,6 +67,22 @@ class RandomStates:
     def restore(self) -> None:
         """Set every generator back, whether or not it was seen to be used."""
         self._write(self.changed())
+
+
+def evaluated(compute: Callable[[], Any]) -> Any:
+    """The value of a forward pass; with a graph where it differentiates on its way, though nobody asked for one.
+
+    A network whose cost holds a derivative of its output (an equation to be satisfied, a score, a gradient penalty)
+    calls `torch.autograd.grad` within the forward, which fails under ``no_grad``.
+    """
+    try:
+        return compute()
+    except RuntimeError as error:
+        if torch.is_grad_enabled() or "require grad" not in str(error):
+            raise
+    with torch.enable_grad():
+        value = compute()
+    return tree_map_only(Tensor, Tensor.detach, value)
 
 
 def _numpy_state() -> Any:
@@ -157,27 +174,34 @@ def dropout_mode(module: nn.Module, mode: Dropout) -> Iterator[None]:
 
 @contextmanager
 def padding_rows(model: nn.Module) -> Iterator[list[str]]:
-    """Let embeddings differentiate their padding rows for the length of the block; yields a note for each that did not.
+    """Let embeddings have their true gradient for the length of the block; yields a note for each that did not.
 
-    ``padding_idx`` withholds a row's gradient on purpose, though J depends on the row wherever the padding word occurs.
-    It changes nothing forward, so the rest of the gradient is checked as it is.
+    ``padding_idx`` withholds a row's gradient on purpose, though J depends on the row wherever the padding word occurs;
+    ``scale_grad_by_freq`` divides it by how often a word occurs. Neither changes anything forward, so the rest of the
+    gradient is checked as it is.
     """
-    held = [
-        (name, m, m.padding_idx)
-        for name, m in model.named_modules()
-        if isinstance(m, nn.Embedding) and m.padding_idx is not None
-    ]
+    embeddings = [(name or "the model", m) for name, m in model.named_modules() if isinstance(m, nn.Embedding)]
+    held = [(name, m, m.padding_idx) for name, m in embeddings if m.padding_idx is not None]
+    scaled = [(name, m) for name, m in embeddings if m.scale_grad_by_freq]
     try:
         for _, m, _ in held:
             m.padding_idx = None
+        for _, m in scaled:
+            m.scale_grad_by_freq = False
         yield [
-            f"{name or 'the model'}: padding_idx={row} withholds the gradient of that row on purpose; "
+            f"{name}: padding_idx={row} withholds the gradient of that row on purpose; "
             "it was checked as if it were not withheld"
             for name, _, row in held
+        ] + [
+            f"{name}: scale_grad_by_freq divides the gradient of a row by how often its word occurs; it was checked "
+            "as if it did not"
+            for name, _ in scaled
         ]
     finally:
         for _, m, row in held:
             m.padding_idx = row
+        for _, m in scaled:
+            m.scale_grad_by_freq = True
 
 
 def _dropout_settings(module: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -11,9 +11,23 @@ from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from torchnotes._checks import describe
-from torchnotes.gradcheck._state import RandomStates
+from torchnotes.gradcheck._state import RandomStates, evaluated
 
 NestLeaf = Any
+
+
+def slots_of(module: nn.Module) -> dict[str, list[str]]:
+    """Every place at which a parameter or buffer is kept, by the name that ``named_parameters`` has for it.
+
+    Weights that are tied have several. A module that is used twice has one, whatever its names: `functional_call`, left
+    to find the ties itself, replaces its weight once for each name and afterwards leaves a replacement behind.
+    """
+    places: dict[int, list[str]] = {}
+    for prefix, m in module.named_modules():
+        for leaf, tensor in [*m._parameters.items(), *m._buffers.items()]:
+            if tensor is not None:
+                places.setdefault(id(tensor), []).append(f"{prefix}.{leaf}" if prefix else leaf)
+    return {name: places[id(t)] for name, t in [*module.named_parameters(), *module.named_buffers()]}
 
 
 class Subject:
@@ -22,6 +36,7 @@ class Subject:
     Attributes:
         names: the name of every tensor of θ.
         random: the random states every evaluation starts from.
+        places: where the differentiated inputs stand among all leaves of the arguments.
         values: their float64 values, leaves that require grad.
     """
 
@@ -37,31 +52,37 @@ class Subject:
         self._fn, self.random = fn, random
         leaves, self._spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
         self._leaves: list[NestLeaf] = [_double(leaf) if convert else leaf for leaf in leaves]
-        self._places = _differentiable(leaves)
-        self.names = [_place_name(k, leaves, args, kwargs) for k in self._places]
+        self.places = _differentiable(leaves)
+        self.names = [_place_name(k, leaves, args, kwargs) for k in self.places]
         self.kept: list[int] | None = None
         self._parameters: list[str] = []
         self._buffers: dict[str, Tensor] = {}
+        self._slots = slots_of(fn) if isinstance(fn, nn.Module) else {}
         if isinstance(fn, nn.Module):
             self._parameters = [n for n, p in fn.named_parameters() if p.requires_grad]
             self._buffers = {n: b.detach().clone() for n, b in fn.named_buffers()}
             own = dict(fn.named_parameters())
-        values = [self._leaves[k].detach().clone(memory_format=torch.contiguous_format) for k in self._places]
+        values = [self._leaves[k].detach().clone(memory_format=torch.contiguous_format) for k in self.places]
         values += [own[n].detach().clone(memory_format=torch.contiguous_format) for n in self._parameters]
         self.values = [v.requires_grad_() for v in values]
         self.names += self._parameters
 
     def __call__(self, values: Sequence[Tensor]) -> list[Tensor]:
         """The outputs that carry a gradient, as real float64 tensors, under the frozen random states."""
+        outputs: list[Tensor] = evaluated(lambda: self._evaluate(values))
+        return outputs
+
+    def _evaluate(self, values: Sequence[Tensor]) -> list[Tensor]:
         self.random.replay()
         leaves = list(self._leaves)
-        for k, value in zip(self._places, values, strict=False):
+        for k, value in zip(self.places, values, strict=False):
             leaves[k] = value
         args, kwargs = pytree.tree_unflatten(leaves, self._spec)
         if self._parameters or self._buffers:
-            own = dict(zip(self._parameters, values[len(self._places) :], strict=True))
+            own = dict(zip(self._parameters, values[len(self.places) :], strict=True))
             own.update({name: kept.clone() for name, kept in self._buffers.items()})
-            out = functional_call(self._fn, own, args, kwargs)  # type: ignore[arg-type]
+            everywhere = {slot: value for name, value in own.items() for slot in self._slots[name]}
+            out = functional_call(self._fn, everywhere, args, kwargs, tie_weights=False)  # type: ignore[arg-type]
         else:
             out = self._fn(*args, **kwargs)
         outputs = [_real(o) for o in pytree.tree_leaves(out) if isinstance(o, Tensor) and _continuous(o)]

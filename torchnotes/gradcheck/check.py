@@ -211,7 +211,7 @@ def _first_evaluation(
         raise ValueError(
             "J must be the same in two identical calls with the random states held fixed, got values "
             f"{float((y - again).detach().abs().max()):.1e} apart; pass every torch.Generator it draws from in "
-            "generators=, and remove what it remembers from one call to the next."
+            "generators=, and remove what it remembers from one call to the next, or changes in its inputs."
         )
     if original is not None and y.requires_grad:
         outside = torch.autograd.grad(

@@ -25,7 +25,7 @@ _quiet: list[bool] = []
 
 def warn_if_training(model: nn.Module) -> None:
     """Warn where one model is checked again and again, its parameters having moved each time (SPEC D6)."""
-    now = torch.tensor([float(p.detach().double().sum()) for p in model.parameters()])
+    now = torch.tensor([float(p.detach().abs().double().sum()) for p in model.parameters()])
     count, before = _history.get(model, (0, now))
     count = count + 1 if before.shape == now.shape and not torch.equal(before, now) else 1
     _history[model] = (count, now)
