@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from torchnotes.diagnostics._moments import _on_device, flat_ends, from_row, measure, moments, resolve
-from torchnotes.diagnostics.measuring import Lean, Shipment
+from torchnotes.diagnostics.lean import Lean
+from torchnotes.diagnostics.lean_compiled import Compiled
+from torchnotes.diagnostics.measuring import Shipment
 
 
 def on_device(tensor, ends=None):
@@ -15,15 +17,23 @@ def on_device(tensor, ends=None):
     return from_row(_on_device(tensor, ends).tolist())
 
 
-def beside_training(tensor, ends=None):
+def beside_training(tensor, ends=None, way=Lean):
     """What a monitor takes: bare sums where they will do."""
-    lean = Lean(Shipment())
-    return lean.resolve([lean.output(tensor, ends, activation=True)])[0]
+    lean = way(Shipment())
+    return lean.resolve([lean.output(tensor, ends, -1)])[0]
+
+
+def compiled(tensor, ends=None):
+    """The same in one compiled pass."""
+    return beside_training(tensor, ends, Compiled)
 
 
 PATHS = pytest.mark.parametrize(
-    "take", [moments, on_device, beside_training], ids=["host", "device", "host, beside training"]
+    "take",
+    [moments, on_device, beside_training, compiled],
+    ids=["host", "device", "host, beside training", "host, compiled"],
 )
+WAYS = pytest.mark.parametrize("way", [Lean, Compiled])
 
 
 def exact(values):
@@ -145,11 +155,12 @@ def test_one_copy_for_many(monkeypatch):
 
 
 @pytest.mark.parametrize("shape", [(70_000,), (300, 400), (2, 3, 64, 64)])
-def test_sums_of_large_tensors_beside_training(shape):
+@WAYS
+def test_sums_of_large_tensors_beside_training(shape, way):
     """More values than fit into one piece."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(4)).relu() - 0.1
     x[x == -0.1] = 0.0
-    found, wide = beside_training(x), x.double()
+    found, wide = beside_training(x, way=way), x.double()
     assert found.rms == pytest.approx(wide.square().mean().sqrt().item(), rel=1e-6)
     assert found.mean == pytest.approx(wide.mean().item(), rel=1e-5)
     assert found.std == pytest.approx(wide.std(correction=0).item(), rel=1e-6)
@@ -157,12 +168,13 @@ def test_sums_of_large_tensors_beside_training(shape):
     assert found.share_zero == (x == 0).double().mean().item()
 
 
-def test_short_and_long_parameters_are_measured_alike():
+@WAYS
+def test_short_and_long_parameters_are_measured_alike(way):
     """Short ones are joined to one vector, long ones not; tiny, huge, zero and broken ones among them."""
     generator = torch.Generator().manual_seed(3)
     tensors = [torch.randn(n, generator=generator) for n in (1, 7, 300, 5000, 70_000)]
     tensors += [torch.full((n,), v) for n in (5, 5000) for v in (0.0, 1e-30, -1e30, math.nan)]
-    lean = Lean(Shipment())
+    lean = way(Shipment())
     for tensor, found in zip(tensors, lean.resolve(lean.parameters(tensors)), strict=True):
         known = moments(tensor)
         assert (found.count, found.nonfinite) == (known.count, known.nonfinite)

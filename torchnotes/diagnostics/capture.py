@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
 
@@ -255,14 +256,14 @@ class Capture:
             self._channel_axis = 1 if isinstance(site.module, nn.modules.conv._ConvNd) else -1
         number = site.calls
         site.calls = number + 1
-        activation = self.measurer.output(tensor, site.ends, activation=role == "activation")
+        activation = self.measurer.output(tensor, site.ends, self._channel_axis if role == "activation" else None)
         call = Call(site, number, self._depth, tensor.shape, tensor.dtype, self._channel_axis, activation)
         self.calls.append(call)
         if self._observe is not None and role in self.observed:
-            self._observe(call, tensor.detach(), "forward")
+            self._observe(call, tensor, "forward")
         if tensor.requires_grad:
             call.hooked = True
-            tensor.register_hook(functools.partial(self._read, call))
+            _on_gradient(tensor, functools.partial(self._read, call))
 
     def _read(self, call: Call, gradient: Tensor) -> None:
         self.busy = True
@@ -285,9 +286,21 @@ class Capture:
         call = next((call for call in reversed(self.calls) if call.site is site and not call.hooked), None)
         if call is not None and tensor.requires_grad:
             call.hooked = True
-            tensor.register_hook(functools.partial(self._read, call))
+            _on_gradient(tensor, functools.partial(self._read, call))
 
 
+def _on_gradient(tensor: Tensor, function: Callable[[Tensor], None]) -> None:
+    """``tensor.register_hook``, step for step, but for the handle to take it off, which is most of its cost."""
+    if tensor._backward_hooks is not None or tensor.grad_fn is None:
+        tensor.register_hook(function)
+        return
+    hooks: OrderedDict[Any, Any] = OrderedDict()
+    hooks[_OURS] = function
+    tensor._backward_hooks = hooks
+    tensor.grad_fn._register_hook_dict(tensor)
+
+
+_OURS = object()  # the keys of other hooks, set later, are numbers
 _graph_task: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lambda: -1)
 
 

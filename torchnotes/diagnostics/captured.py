@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from torchnotes.diagnostics._moments import Ends
-from torchnotes.diagnostics.growth import growth_of, trusted
+from torchnotes.diagnostics.growth import growth_of, trusted, within_format
 from torchnotes.diagnostics.measuring import Measured, Measurer
 from torchnotes.diagnostics.records import Direction, LayerSignal, Moments, Role
 from torchnotes.init.network import fans
@@ -107,12 +107,17 @@ class Collected:
 
     def growth(self, direction: Direction) -> float | None:
         """Factor on the rms per layer, without making records; no loss scale changes it."""
-        trunk = [call for call in self.calls if call.site.role == "weight"]
-        taken = [call.activation if direction == "forward" else call.gradient for call in trunk]
-        moments = iter(self.measurer.resolve([item for item in taken if item is not None]))
         points = []
-        for call, item in zip(trunk, taken, strict=True):
-            value = None if item is None else trusted(next(moments), str(call.dtype).removeprefix("torch."))
+        for call in self.calls:
+            if call.site.role != "weight":
+                continue
+            item = call.activation if direction == "forward" else call.gradient
+            if type(item) is tuple:
+                log10 = 0.5 * math.log10(item[1] / item[0]) if item[1] > 0 else -math.inf
+                value = within_format(log10, call.dtype)
+            else:
+                moments = None if item is None else self.measurer.resolve([item])[0]
+                value = trusted(moments, str(call.dtype).removeprefix("torch."))
             if value is not None:
                 points.append((call.depth, value))
         return growth_of(points, direction)

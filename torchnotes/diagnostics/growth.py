@@ -6,7 +6,6 @@ import functools
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from torchnotes.diagnostics.records import Direction, LayerSignal, Moments
@@ -24,16 +23,21 @@ def trusted_log10(layer: LayerSignal, direction: Direction) -> float | None:
 
 def trusted(moments: Moments | None, dtype: str) -> float | None:
     """log₁₀ rms, or None where the dtype could not hold the signal."""
-    if moments is None or moments.nonfinite or not math.isfinite(moments.log10_rms):
+    if moments is None or moments.nonfinite:
         return None
+    return within_format(moments.log10_rms, getattr(torch, dtype))
+
+
+def within_format(log10_rms: float, dtype: torch.dtype) -> float | None:
+    """The same of a scale that is known already."""
     low, high = _limits(dtype)
-    return moments.log10_rms if low <= moments.log10_rms <= high else None
+    return log10_rms if low <= log10_rms <= high else None
 
 
 @functools.cache
-def _limits(dtype: str) -> tuple[float, float]:
+def _limits(dtype: torch.dtype) -> tuple[float, float]:
     """log₁₀ of the ends between which a format holds a signal with all its digits."""
-    limits = torch.finfo(getattr(torch, dtype))
+    limits = torch.finfo(dtype)
     # At 16 times the smallest normal number the values that have lost digits are too small to count in the rms.
     return math.log10(16 * limits.tiny), math.log10(limits.max) - 1
 
@@ -64,7 +68,10 @@ def growth_of(points: Sequence[tuple[int, float]], direction: Direction) -> floa
     """The same, from (depth, log₁₀ rms) of each weight layer."""
     if len({depth for depth, _ in points}) < 2:
         return None
-    depth, log10 = np.asarray(points, dtype=np.float64).T
-    centred = depth - depth.mean()
-    slope = float(centred @ (log10 - log10.mean()) / (centred @ centred))
+    # A plain loop: NumPy's calls cost more than fifty additions, and a monitor is here on every logged step.
+    count = len(points)
+    centre, level = sum(depth for depth, _ in points) / count, sum(value for _, value in points) / count
+    slope = sum((depth - centre) * (value - level) for depth, value in points) / sum(
+        (depth - centre) ** 2 for depth, _ in points
+    )
     return math.pow(10.0, slope if direction == "forward" else -slope)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torchnotes.diagnostics._moments import plain
 from torchnotes.diagnostics.capture import Capture
 from torchnotes.diagnostics.captured import Call
-from torchnotes.diagnostics.measuring import Lean, Scale, Shipment
+from torchnotes.diagnostics.lean import Lean, Scale
+from torchnotes.diagnostics.measuring import Measurer, Shipment
 from torchnotes.diagnostics.monitor_step import MeasuredStep, Sample
 from torchnotes.diagnostics.records import Direction, Role
 from torchnotes.diagnostics.units import IdleUnits, UnitTracker
@@ -26,16 +27,22 @@ class StepTaker:
         model: the model.
         window: full steps in a row after which a unit that was always zero counts as dead.
         on_error: given what was raised inside a hook.
+        compiled: measure what lies in the CPU's memory with compiled code.
 
     Attributes:
         units: what was seen of the units so far.
     """
 
-    def __init__(self, model: nn.Module, window: int, on_error: Callable[[Exception], None]) -> None:
-        self.units = UnitTracker(window)
-        self._weights = WeightTracker(model)
+    def __init__(self, model: nn.Module, window: int, on_error: Callable[[Exception], None], compiled: bool) -> None:
+        self.units = UnitTracker(window, compiled=compiled)
+        self._full_measurer: Callable[[Shipment], Measurer] = Lean
+        self._scale_measurer: Callable[[Shipment], Measurer] = Scale
+        if compiled:
+            from torchnotes.diagnostics.lean_compiled import Compiled
+
+            self._full_measurer = self._scale_measurer = Compiled
+        self._weights = WeightTracker(model, compiled=compiled)
         self._shipment = Shipment()
-        self._lean = Lean(self._shipment)
         self._capture = Capture(model, self._observe, on_error=on_error, training_only=True)
         self._samples: list[Sample] = []
         self._full = True
@@ -59,7 +66,7 @@ class StepTaker:
         self._samples.clear()
         self.units.begin()
         self._shipment = Shipment()
-        self._lean = self._capture.measurer = (Lean if full else Scale)(self._shipment)
+        self._capture.measurer = (self._full_measurer if full else self._scale_measurer)(self._shipment)
         self._capture.observed = (("activation", "weight") if histograms else ("activation",)) if full else ()
         self._capture.begin()
 
@@ -97,7 +104,7 @@ class StepTaker:
     def _observe(self, call: Call, tensor: Tensor, direction: Direction) -> None:
         if call.site.role == "activation":
             if direction == "forward":
-                self.units.observe(call, tensor, self._lean.idle_units(tensor.shape, call.channel_axis))
+                self.units.observe(call, tensor, self._capture.measurer.idle_units())
             return
         values = plain(tensor).reshape(-1)
         values = values[:: max(1, values.numel() // 4096)].to(torch.float64, copy=True)

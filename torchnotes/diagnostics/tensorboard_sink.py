@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import statistics
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 HEALTH = "Health (horizontal: step)"
 EACH = "{part} of each layer, log10 rms (horizontal: step)"
 VALUES = "Where the {part} lie, layer by layer (depth axis: training step)"
+TOGETHER, AT_LATEST = 32, 5.0
+"""Events of so many logged steps are written together, or those of so many seconds; the writer flushes every 10 s."""
 PICTURES = "Layer by layer over training, in one picture"
 
 
@@ -84,6 +88,7 @@ class TensorBoardSink:
         self._full_count = 0
         self._last: StepRecord | None = None
         self._written: list[tuple[int, dict[str, tuple[float, float]]]] = []
+        self._waiting: list[tuple[int, float, dict[str, float]]] = []
 
     @property
     def writer(self) -> SummaryWriter:
@@ -137,6 +142,8 @@ class TensorBoardSink:
 
     def close(self, dead_units: Mapping[str, Sequence[float]] | None = None, notes: Iterable[str] = ()) -> None:
         """Write what can only be written at the end, and close a writer of our own."""
+        if self._waiting:
+            self._write_waiting()
         record = self._last
         if record is not None:
             write_depth_curves(self.writer, record.layers, number=self._first, when="at the last step")
@@ -161,11 +168,23 @@ class TensorBoardSink:
                 self._writer = None
 
     def _write_values(self, step: int, values: Mapping[str, float]) -> None:
-        """All values of a step as one event: tag and number each, step and time once."""
+        """Have all values of a step written as one event: tag and number each, step and time once.
+
+        Events wait for each other: TensorBoard's code, and its thread, cost a training step most when they are cold.
+        A writer of the user's gets them at once.
+        """
+        self._waiting.append((step, time.time(), {tag: value for tag, value in values.items() if math.isfinite(value)}))
+        if not self._owned or len(self._waiting) == TOGETHER or time.time() - self._waiting[0][1] > AT_LATEST:
+            self._write_waiting()
+
+    def _write_waiting(self) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        present = [Summary.Value(tag=tag, simple_value=v) for tag, v in values.items() if math.isfinite(v)]
-        self.writer._get_file_writer().add_summary(Summary(value=present), step)
+        writer = self.writer._get_file_writer()
+        for step, when, values in self._waiting:
+            summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
+            writer.add_summary(summary, step, when)
+        self._waiting.clear()
 
     def _health(self, record: StepRecord) -> dict[str, float]:
         heading = group(self._first + 1, HEALTH)
@@ -178,9 +197,9 @@ class TensorBoardSink:
         if record.full and is_thinned_in(self._full_count, 256):
             updates = [value for value in record.update_ratio.values() if value > 0]
             noise, dead = list(record.gradient_noise.values()), list(record.dead.values())
-            values["dead units, share"] = float(np.mean(dead)) if dead else None
-            values["update ÷ weight, log10 median"] = math.log10(float(np.median(updates))) if updates else None
-            values["noise in the gradient, share"] = float(np.median(noise)) if noise else None
+            values["dead units, share"] = statistics.fmean(dead) if dead else None
+            values["update ÷ weight, log10 median"] = math.log10(statistics.median(updates)) if updates else None
+            values["noise in the gradient, share"] = statistics.median(noise) if noise else None
         return {f"{heading}/{name}": value for name, value in values.items() if value is not None}
 
     def _each_layer(self, layers: Sequence[LayerSignal]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchnotes.diagnostics._moments import plain
 from torchnotes.diagnostics.captured import Call
-from torchnotes.diagnostics.measuring import FIRST, Array, Place, Shipment, is_ordinary
+from torchnotes.diagnostics.measuring import FIRST, IdleMarks, Place, Shipment, is_ordinary
 
 
 @dataclass
@@ -24,16 +24,24 @@ class _Runs:
     length: Tensor
     total: Tensor
     layer: Tensor  # of each unit, the number of its layer
+    size: Tensor  # units of each layer
     steps: int = 0
 
-    def count(self, idle: Tensor, window: int) -> Tensor:
+    def count(self, idle: Tensor, window: int, *, compiled: bool) -> Tensor:
         """Count a step; returns by layer the share of units that did nothing through the window."""
+        self.steps += 1
+        if compiled and idle.is_cpu:
+            from torchnotes.diagnostics import _kernels
+
+            found = np.empty(len(self.sizes))
+            state = idle.numpy(), self.length.numpy(), self.total.numpy()
+            _kernels.count_idle(*state, self.size.numpy(), window, found)
+            return torch.from_numpy(found)
         self.length.add_(1).mul_(idle)
         self.total.add_(idle)
-        self.steps += 1
         gone = (self.length >= window).to(torch.float64)
         shares = torch.zeros(len(self.sizes), dtype=torch.float64, device=gone.device)
-        return shares.index_add_(0, self.layer, gone)
+        return shares.index_add_(0, self.layer, gone).div_(self.size)
 
 
 class UnitTracker:
@@ -45,10 +53,12 @@ class UnitTracker:
 
     Args:
         window: logged steps in a row after which a unit counts.
+        compiled: count what lies in the CPU's memory with compiled code.
     """
 
-    def __init__(self, window: int) -> None:
+    def __init__(self, window: int, *, compiled: bool = False) -> None:
         self.window = window
+        self._compiled = compiled
         self._runs: dict[tuple[str, torch.device], _Runs] = {}
         self._parked: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
         self._now: dict[str, dict[str, Tensor]] = {"zero": {}, "flat": {}}
@@ -58,25 +68,25 @@ class UnitTracker:
         for idle in self._now.values():
             idle.clear()
 
-    def observe(self, call: Call, output: Tensor, idle: Array | None = None) -> None:
+    def observe(self, call: Call, output: Tensor, marks: IdleMarks) -> None:
         """Take in one output, as it is recorded.
 
         Args:
             call: the call it came from.
             output: the tensor.
-            idle: which units were zero for every sample, where that is known already.
+            marks: which units were idle, where that is known already.
         """
         if output.dim() < 2 or output.numel() == 0:
             return
-        values = output if is_ordinary(output) else plain(output)
-        axis, ends = call.channel_axis % values.dim(), call.site.ends
-        if idle is None:
-            self._now["zero"][call.label] = _idle(values, axis, 0.0, 0.0)
-        else:
-            found = torch.from_numpy(idle.astype(np.int32)) if idle.any() else _none_of(idle.size)
-            self._now["zero"][call.label] = found
-        if ends is not None:
-            self._now["flat"][call.label] = _idle(values, axis, *ends)
+        (zero, flat), ends = marks, call.site.ends
+        if zero is None or (flat is None and ends is not None):
+            values = output.detach() if is_ordinary(output) else plain(output)
+            axis = call.channel_axis % values.dim()
+            zero = _idle(values, axis, 0.0, 0.0) if zero is None else zero
+            flat = None if ends is None else _idle(values, axis, *ends)
+        self._now["zero"][call.label] = zero
+        if flat is not None:
+            self._now["flat"][call.label] = flat
 
     def commit(self, shipment: Shipment) -> IdleUnits:
         """Count the pass as a logged step; what was found goes into the shipment."""
@@ -87,11 +97,8 @@ class UnitTracker:
                 by_device.setdefault(idle.device, {})[label] = idle
             for device, idle_units in by_device.items():
                 runs = self._runs_of(kind, device, idle_units)
-                shares = runs.count(torch.cat(list(idle_units.values())), self.window)
-                where, at = shipment.add(shares)
-                into = found.zero if kind == "zero" else found.flat
-                for index, (label, size) in enumerate(zip(runs.labels, runs.sizes, strict=True)):
-                    into[label] = (where, at + index), size
+                shares = runs.count(torch.cat(list(idle_units.values())), self.window, compiled=self._compiled)
+                (found.zero if kind == "zero" else found.flat).append((shipment.add(shares), runs.labels))
         self.begin()
         return found
 
@@ -102,8 +109,9 @@ class UnitTracker:
         if before is not None and before.labels == labels and before.sizes == sizes:
             return before
         length = torch.zeros(sum(sizes), dtype=torch.int32, device=device)
-        layer = torch.repeat_interleave(torch.tensor(sizes, device="cpu")).to(device)
-        runs = _Runs(labels, sizes, length, torch.zeros_like(length), layer)
+        size = torch.tensor(sizes, device="cpu")
+        layer = torch.repeat_interleave(size).to(device)
+        runs = _Runs(labels, sizes, length, torch.zeros_like(length), layer, size.to(device))
         if before is not None:  # some layers are not called on every step: each keeps what it has
             self._park(kind, before)
             runs.steps = before.steps
@@ -133,15 +141,19 @@ class UnitTracker:
 
 @dataclass
 class IdleUnits:
-    """Where in the shipment the numbers of idle units are, and how many units there are, by layer."""
+    """Where in the shipment the shares of idle units are, and of which layers they are."""
 
-    zero: dict[str, tuple[Place, int]] = field(default_factory=dict)
-    flat: dict[str, tuple[Place, int]] = field(default_factory=dict)
+    zero: list[tuple[Place, list[str]]] = field(default_factory=list)
+    flat: list[tuple[Place, list[str]]] = field(default_factory=list)
 
     def shares(self, shipment: Shipment) -> tuple[dict[str, float], dict[str, float]]:
         """(dead, saturated): by layer, the share of units that did nothing through the whole window."""
         zero, flat = (
-            {label: shipment.read(where, 1)[0] / size for label, (where, size) in found.items()}
+            {
+                label: share
+                for place, labels in found
+                for label, share in zip(labels, shipment.read(place, len(labels)), strict=True)
+            }
             for found in (self.zero, self.flat)
         )
         return zero, flat

@@ -4,51 +4,94 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from torchnotes.diagnostics._moments import plain
-from torchnotes.diagnostics.measuring import Place, Shipment, is_ordinary
+from torchnotes.diagnostics.measuring import Array, Place, Shipment, addresses, is_ordinary
 
 
 @dataclass
-class _Sample:
-    """A sample of the entries of every weight on one device, joined to one vector.
+class _Plan:
+    """Which entries are taken of each of some tensors on one device: the joined sample is one vector.
 
     Attributes:
-        names: the weights.
+        names: of the weights.
+        shapes: of the tensors.
+        strides: from one entry to the next, for each tensor.
         sizes: entries taken from each.
-        weight: of each entry, the number of its weight.
-        kept: the entries before the update.
+        owner: of each entry, the number of its tensor; needed on a device that is not the CPU.
     """
 
     names: list[str]
-    sizes: list[int]
-    weight: Tensor
-    kept: Tensor
+    shapes: list[torch.Size]
+    strides: Array
+    sizes: Array
+    owner: Tensor | None
+
+    @classmethod
+    def of(cls, names: list[str], tensors: Sequence[Tensor], wanted: int) -> _Plan:
+        """About ``wanted`` entries of each, evenly spread."""
+        local = [tensor if is_ordinary(tensor) else plain(tensor) for tensor in tensors]
+        strides = np.array([_stride(x.numel(), x.shape[-1], wanted) for x in local], dtype=np.int64)
+        sizes = 1 + (np.array([x.numel() for x in local], dtype=np.int64) - 1) // strides
+        device = local[0].device
+        owner = None if device.type == "cpu" else torch.from_numpy(np.arange(len(sizes)).repeat(sizes)).to(device)
+        return cls(names, [tensor.shape for tensor in tensors], strides, sizes, owner)
+
+    def fits(self, names: list[str], tensors: Sequence[Tensor]) -> bool:
+        """Whether it is a plan for these."""
+        return self.names == names and self.shapes == [tensor.shape for tensor in tensors]
+
+    def entries(self, tensors: Sequence[Tensor]) -> Tensor:
+        """The sample."""
+        parts = [
+            torch.as_strided(tensor, (size,), (stride,)) if is_ordinary(tensor) else plain(tensor).reshape(-1)[::stride]
+            for tensor, stride, size in zip(tensors, self.strides.tolist(), self.sizes.tolist(), strict=True)
+        ]
+        return torch.cat(parts)
 
     def sums(self, values: Tensor) -> Tensor:
-        """The sum over the entries of each weight, in float64."""
-        if values.device.type == "cpu":
-            starts = np.cumsum([0, *self.sizes[:-1]])
+        """The sum over the entries of each tensor, in float64."""
+        if self.owner is None:
+            starts = np.cumsum(self.sizes) - self.sizes
             return torch.from_numpy(np.add.reduceat(values.numpy(), starts, dtype=np.float64))
         found = torch.zeros(len(self.sizes), dtype=torch.float64, device=values.device)
-        return found.index_add_(0, self.weight, values.to(torch.float64))
+        return found.index_add_(0, self.owner, values.to(torch.float64))
 
 
 @dataclass
 class _Noise:
-    """Exponentially weighted averages of a sample of the gradients, and of their squares."""
+    """Exponentially weighted averages of a sample of the gradients, and of their squares.
 
-    sample: _Sample
+    Attributes:
+        plan: the sample.
+        mean: averages of the entries.
+        square: averages of their squares.
+        sums: by weight, Σ mean² and Σ square.
+        weight: sum of the weights so far, 1 − βᵗ.
+        spread: sum of their squares.
+    """
+
+    plan: _Plan
     mean: Tensor
     square: Tensor
+    sums: tuple[Tensor, Tensor]
     weight: float = 0.0
     spread: float = 0.0
+
+    def shares(self) -> Tensor | None:
+        """By weight, the share of noise; None while the averages are still those of one draw."""
+        left = self.spread / self.weight**2  # Var of a weighted mean of independent draws: Σw²/(Σw)² of one's
+        if left >= 0.999:
+            return None
+        signal, power = self.sums
+        return ((1 - signal / (self.weight * power)) / (1 - left)).clamp(0, 1)
 
 
 @dataclass
@@ -82,102 +125,117 @@ class WeightTracker:
     Args:
         model: the model.
         decay: β of the exponentially weighted averages over logged steps; 0.9 averages about 10 of them.
+        compiled: read what lies in the CPU's memory with compiled code.
     """
 
     UPDATE_ENTRIES = 1024
     NOISE_ENTRIES = 256
 
-    def __init__(self, model: nn.Module, decay: float = 0.9) -> None:
+    def __init__(self, model: nn.Module, decay: float = 0.9, *, compiled: bool = False) -> None:
         self.decay = decay
+        self._compiled = compiled
         self._owners = [
             (f"{name}.{key}".lstrip("."), module._parameters, key)
             for name, module in model.named_modules()
             for key in module._parameters
         ]
-        self._samples: dict[torch.device, _Sample] = {}
+        self._owner_of = {name: (parameters, key) for name, parameters, key in self._owners}
+        self._plans: dict[torch.device, _Plan] = {}
         self._noise: dict[torch.device, _Noise] = {}
-        self._before: list[tuple[torch.device, Tensor]] = []
+        self._before: list[tuple[_Plan, Tensor]] = []
 
     @torch.no_grad()
     def before_update(self, scale: float = 1.0) -> None:
         """Keep a sample of the weights, and take in one of their gradients."""
         self._before = []
-        for device, found in self._by_device().items():
-            names = [name for name, _ in found]
-            entries = [_entries(parameter, self.UPDATE_ENTRIES) for _, parameter in found]
-            sample = _joined(names, entries, torch.float32, self._samples.get(device))
-            self._samples[device] = sample
-            gradients = [_entries(g, self.NOISE_ENTRIES) for _, p in found if (g := p.grad) is not None]
-            self._average(device, names, gradients, scale)
+        for device, (names, weights, gradients) in self._by_device().items():
+            plan = self._plans.get(device)
+            if plan is None or not plan.fits(names, weights):
+                plan = self._plans[device] = _Plan.of(names, weights, self.UPDATE_ENTRIES)
+            self._before.append((plan, self._entries(plan, weights).to(torch.float32)))
+            self._average(device, names, gradients, 1 / scale)
 
     @torch.no_grad()
     def after_update(self, shipment: Shipment) -> WeightNumbers:
         """Compare with what was kept; the numbers go into the shipment."""
-        parameters = {
-            name: parameters[key] for name, parameters, key in self._owners if parameters.get(key) is not None
-        }
         numbers = WeightNumbers([], [])
-        for sample in self._samples.values():
-            now = [_entries(p, self.UPDATE_ENTRIES) for name in sample.names if (p := parameters[name]) is not None]
-            change = torch.cat(now).to(torch.float32) - sample.kept
-            # Squares in float64: no change that a float32 weight can show underflows.
-            ratios = (sample.sums(change.double().square()) / sample.sums(sample.kept.double().square())).sqrt()
-            numbers.updates.append((shipment.add(ratios), sample.names))
+        for plan, before in self._before:
+            weights = [parameters[key] for parameters, key in map(self._owner_of.__getitem__, plan.names)]
+            numbers.updates.append((shipment.add(self._ratios(plan, weights, before)), plan.names))
         for noise in self._noise.values():
-            left = noise.spread / noise.weight**2  # Var of a weighted mean of independent draws: Σw²/(Σw)² of one's
-            if left < 0.999:
-                signal, power = noise.sample.sums(noise.mean.square()), noise.sample.sums(noise.square)
-                shares = ((1 - signal / (noise.weight * power)) / (1 - left)).clamp(0, 1)
-                numbers.noise.append((shipment.add(shares), noise.sample.names))
-        self._samples = {device: sample for device, sample in self._samples.items() if sample.names}
+            shares = noise.shares()
+            if shares is not None:
+                numbers.noise.append((shipment.add(shares), noise.plan.names))
+        self._before = []
         return numbers
 
-    def _average(self, device: torch.device, names: list[str], entries: list[Tensor], scale: float) -> None:
-        noise = self._noise.get(device)
-        sample = _joined(names, entries, torch.float64, None if noise is None else noise.sample)
-        gradient = sample.kept / scale
-        if noise is None or noise.sample.names != names or noise.sample.sizes != sample.sizes:
-            start = torch.zeros_like(gradient)
-            noise = self._noise[device] = _Noise(sample, start, start.clone())
-        beta = self.decay
-        noise.mean.mul_(beta).add_(gradient, alpha=1 - beta)
-        noise.square.mul_(beta).addcmul_(gradient, gradient, value=1 - beta)
+    def _entries(self, plan: _Plan, tensors: Sequence[Tensor]) -> Tensor:
+        if not self._reads(tensors):
+            return plan.entries(tensors)
+        from torchnotes.diagnostics import _kernels
+
+        found = np.empty(int(plan.sizes.sum()), dtype=np.float32)
+        _kernels.gather(addresses(tensors), plan.strides, plan.sizes, found)
+        return torch.from_numpy(found)
+
+    def _ratios(self, plan: _Plan, weights: Sequence[Any], before: Tensor) -> Tensor:
+        if self._reads(weights):
+            from torchnotes.diagnostics import _kernels
+
+            found = np.empty(len(weights))
+            _kernels.relative_change(addresses(weights), plan.strides, plan.sizes, before.numpy(), found)
+            return torch.from_numpy(found)
+        change = plan.entries(weights).to(torch.float32) - before
+        # Squares in float64: no change that a float32 weight can show underflows.
+        return (plan.sums(change.double().square()) / plan.sums(before.double().square())).sqrt()
+
+    def _average(self, device: torch.device, names: list[str], gradients: Sequence[Tensor], factor: float) -> None:
+        noise, beta = self._noise.get(device), self.decay
+        if noise is None or not noise.plan.fits(names, gradients):
+            plan = _Plan.of(names, gradients, self.NOISE_ENTRIES)
+            mean = torch.zeros(int(plan.sizes.sum()), dtype=torch.float64, device=device)
+            noise = self._noise[device] = _Noise(plan, mean, mean.clone(), (mean, mean))
+        values = self._entries(noise.plan, gradients)
+        if values.dtype is torch.float32 and self._compiled and values.device.type == "cpu":
+            from torchnotes.diagnostics import _kernels
+
+            sums = np.empty((len(names), 2))
+            _kernels.average(
+                values.numpy(), noise.plan.sizes, factor, beta, noise.mean.numpy(), noise.square.numpy(), sums
+            )
+            noise.sums = torch.from_numpy(sums[:, 0]), torch.from_numpy(sums[:, 1])
+        else:
+            gradient = values.to(torch.float64) * factor
+            noise.mean.mul_(beta).add_(gradient, alpha=1 - beta)
+            noise.square.mul_(beta).addcmul_(gradient, gradient, value=1 - beta)
+            noise.sums = noise.plan.sums(noise.mean.square()), noise.plan.sums(noise.square)
         noise.weight = noise.weight * beta + (1 - beta)
         noise.spread = noise.spread * beta**2 + (1 - beta) ** 2
 
-    def _by_device(self) -> dict[torch.device, list[tuple[str, Tensor]]]:
-        groups: dict[torch.device, list[tuple[str, Tensor]]] = {}
+    def _reads(self, tensors: Sequence[Tensor]) -> bool:
+        return self._compiled and all(map(is_ordinary, tensors))
+
+    def _by_device(self) -> dict[torch.device, tuple[list[str], list[Tensor], list[Tensor]]]:
+        """Names, weights and gradients of all weight matrices that have a gradient."""
+        groups: dict[torch.device, tuple[list[str], list[Tensor], list[Tensor]]] = {}
         seen = set()
         for name, parameters, key in self._owners:
             parameter = parameters.get(key)
-            if parameter is None or parameter.dim() < 2 or parameter.grad is None or id(parameter) in seen:
+            if parameter is None or parameter.dim() < 2 or id(parameter) in seen:
                 continue
-            if parameter.numel():
+            gradient = parameter.grad
+            if gradient is not None and parameter.numel():
                 seen.add(id(parameter))
-                groups.setdefault(parameter.device, []).append((name, parameter))
+                names, weights, gradients = groups.setdefault(parameter.device, ([], [], []))
+                names.append(name)
+                weights.append(parameter)
+                gradients.append(gradient)
         return groups
-
-
-def _joined(names: list[str], entries: list[Tensor], dtype: torch.dtype, like: _Sample | None) -> _Sample:
-    sizes = [entry.numel() for entry in entries]
-    kept = torch.cat(entries).to(dtype)
-    if like is not None and like.names == names and like.sizes == sizes:
-        return _Sample(names, sizes, like.weight, kept)
-    return _Sample(names, sizes, torch.repeat_interleave(torch.tensor(sizes, device="cpu")).to(kept.device), kept)
-
-
-def _entries(tensor: Tensor, wanted: int) -> Tensor:
-    """About so many entries, evenly spread; the stride shares no factor with a row, so that every column is met."""
-    if is_ordinary(tensor):
-        count = tensor.numel()
-        stride = _stride(count, tensor.shape[-1], wanted)
-        return torch.as_strided(tensor, (1 + (count - 1) // stride,), (stride,))
-    values = plain(tensor)
-    return values.reshape(-1)[:: _stride(values.numel(), values.shape[-1], wanted)]
 
 
 @functools.lru_cache(maxsize=256)
 def _stride(count: int, row: int, wanted: int) -> int:
+    """It shares no factor with a row, so that every column is met."""
     stride = max(1, count // wanted)
     while math.gcd(stride, row) > 1:
         stride -= 1
