@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from experiments.benchmarks.gradcheck_transformer import Config, main
 from tests.gradcheck._nets import data, faulty_net, net
 from torchnotes.gradcheck import check_gradients
-from torchnotes.gradcheck._directions import Block, Probe, halves, region_size
+from torchnotes.gradcheck._directions import Block, Probe, halves, region_size, without
 from torchnotes.gradcheck._objective import Cost, model_objective
 from torchnotes.gradcheck._projected import chi_square_interval
 
@@ -133,3 +133,49 @@ def test_a_small_transformer_right_and_planted():
     assert results["planted"]["verdict"] == "wrong"
     assert results["planted"]["worst"][0].startswith("blocks.1.up.weight[100, 20]")
     assert results["planted"]["forward_equivalents"] <= 400
+
+
+class Clipped(torch.nn.Module):
+    """Σ c · clip(w)³ with some entries of w a hair's breadth from the corner at 1, and a fault in one of the others."""
+
+    def __init__(self, corners, wrong=None):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.linspace(0.2, 0.8, 1000, dtype=torch.float64))
+        with torch.no_grad():
+            self.w[list(corners)] = 1 - 1e-9
+        self.wrong = wrong
+
+    def forward(self):
+        clipped = self.w.clamp(max=1.0)
+        if self.wrong is not None and clipped.requires_grad:
+            clipped.register_hook(lambda g: g + (torch.arange(1000) == self.wrong))
+        return (torch.linspace(1, 2, 1000, dtype=torch.float64) * clipped**3).sum()
+
+
+@pytest.mark.parametrize("corners", [(37,), (37, 38, 600)])
+def test_a_kink_within_the_step_is_no_wrong_entry(corners):
+    """The gradient just below the corner is 3c, the difference along a direction mixes it with the 0 beyond."""
+    report = check_gradients(Clipped(corners), (), method="projected")
+    assert report.verdict == "correct", str(report)
+    assert report.by_parameter["w"].kinks == len(corners)
+    assert f"entries with a kink within the step, measured by themselves: {len(corners)}" in str(report)
+    assert report.refined_ratio < 1e-7 < report.ratio
+
+
+def test_a_wrong_entry_beside_a_kink_is_named_alone():
+    report = check_gradients(Clipped((37, 600), wrong=400), (), method="projected")
+    assert report.verdict == "wrong"
+    assert [e.index for e in report.worst(10)] == [(400,)]
+    assert report.by_parameter["w"].kinks == 2
+
+
+def test_kinks_beyond_the_budget_are_inconclusive():
+    report = check_gradients(Clipped(range(0, 1000, 50)), (), method="projected")
+    assert report.verdict == "inconclusive", str(report)
+    assert "lies at kinks, or could not be told from them" in report.reason
+
+
+def test_entries_are_left_out_of_a_region():
+    region = (Block(0, 0, 10), Block(1, 0, 3))
+    left = without(region, [(0, 0), (0, 4), (1, 2)])
+    assert left == (Block(0, 1, 4), Block(0, 5, 10), Block(1, 0, 2))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torchnotes.gradcheck._distributed import place_in_group, summed
+from torchnotes.gradcheck._kinks import branches, same_branches
 from torchnotes.gradcheck._measure import table_noise
 from torchnotes.gradcheck._objective import Objective
 
@@ -50,6 +51,17 @@ def halves(region: Region) -> tuple[Region, Region]:
     (block,) = region
     middle = (block.lo + block.hi) // 2
     return (Block(block.t, block.lo, middle),), (Block(block.t, middle, block.hi),)
+
+
+def without(region: Region, entries: Sequence[tuple[int, int]]) -> Region:
+    """A region with single entries (tensor, position) left out."""
+    blocks = list(region)
+    for t, i in entries:
+        cut = [(b, (Block(t, b.lo, i), Block(t, i + 1, b.hi))) for b in blocks if b.t == t and b.lo <= i < b.hi]
+        for block, parts in cut:
+            where = blocks.index(block)
+            blocks[where : where + 1] = [part for part in parts if part.size]
+    return tuple(blocks)
 
 
 class Probe:
@@ -134,6 +146,12 @@ class Probe:
                 for t in copied:
                     tensors[t].detach().copy_(rows[t])
         return torch.tensor(values, dtype=torch.float64)
+
+    def crosses_kink(self, region: Region, k: int) -> bool:
+        """Whether the two ends of the line on which a slope is measured lie in different smooth pieces."""
+        self.spent += 2
+        ends = [branches(lambda h=h: self._change(region, k, [h])) for h in (2 * self.step, -2 * self.step)]  # type: ignore[misc]
+        return not same_branches(*ends)
 
     def claimed(self, region: Region, k: int) -> float:
         """The derivative along z that the gradient under test claims: z · dθ."""

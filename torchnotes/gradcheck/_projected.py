@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from torchnotes.gradcheck._directions import Block, Probe, Region, halves, region_size
+from torchnotes.gradcheck._directions import Block, Probe, Region, halves, region_size, without
 from torchnotes.gradcheck._distributed import place_in_group
 from torchnotes.gradcheck._evaluate import unravel
 from torchnotes.gradcheck._patterns import describe_pattern
-from torchnotes.gradcheck.compare import Verdict, norm, ratio_of_norms
+from torchnotes.gradcheck._standing_out import by_itself
+from torchnotes.gradcheck.compare import BUG, Verdict, norm, ratio_of_norms
 from torchnotes.gradcheck.report import Entry, GradientReport, ParameterReport
 
 DIRECTIONS = 8
@@ -29,6 +30,7 @@ STANDS_OUT = 8.0
 MOST_NAMED = 16
 DENSE = 8  # equal parts of a tensor that, all wrong, make the whole tensor wrong
 SAMPLED = 8
+ALONE = 64  # evaluations that a single entry takes at most, measured by itself
 
 
 @dataclass
@@ -38,6 +40,8 @@ class Search:
     entries: list[tuple[int, int]] = field(default_factory=list)
     dense: set[int] = field(default_factory=set)
     unfinished: list[Region] = field(default_factory=list)
+    kinks: list[tuple[int, int]] = field(default_factory=list)  # right, with a kink within the step
+    unclear: bool = False  # something stood out of which nobody can say that it is wrong
 
 
 EVALUATIONS = 65 + 5  # of a right gradient: calibration, eight directions, and what comes before
@@ -57,23 +61,19 @@ def check_projected(probe: Probe, budget: int, expect: Callable[[int], None] | N
     residuals = [probe.residual(everything, k) for k in range(DIRECTIONS)]
     exact = norm(*probe.exact)
     numerator = math.sqrt(sum(r * r for r in residuals) / DIRECTIONS)
-    search = Search()
-    worst = max(range(DIRECTIONS), key=lambda k: abs(residuals[k]))
-    failed = not math.isfinite(numerator) or abs(residuals[worst]) > STANDS_OUT * probe.error
-    if failed and math.isfinite(numerator):
-        if expect is not None:
-            expect(min(budget, probe.spent + 4 * math.ceil(math.log2(region_size(everything) + 1))))
-        _descend(probe, everything, worst, residuals[worst], budget, search)
+    search, left = _search(probe, everything, residuals, budget, expect)
+    failed = _stands_out(probe, left)
+    judged = math.sqrt(sum(r * r for r in left) / DIRECTIONS)
     size = 2 * exact if numerator < 0.1 * exact else exact + math.sqrt(exact**2 + numerator**2)
     floors = round_off / size if size else 0.0, truncation / size if size else 0.0
     ratio = ratio_of_norms(numerator, size, 0.0)
     verdict, reason = _verdict(failed, exact, probe.error, search)
-    reports = {name: _parameter(probe, t, search, numerator, verdict) for t, name in enumerate(objective.names)}
+    reports = {name: _parameter(probe, t, search, judged, verdict) for t, name in enumerate(objective.names)}
     low, high = chi_square_interval(DIRECTIONS)
     return GradientReport(
         verdict=verdict,
         ratio=ratio,
-        refined_ratio=ratio,
+        refined_ratio=ratio_of_norms(judged, size, 0.0),
         noise_floor=floors[0],
         truncation=floors[1],
         eps=probe.step,
@@ -85,6 +85,51 @@ def check_projected(probe: Probe, budget: int, expect: Callable[[int], None] | N
         interval=(ratio * low, ratio * high),
         evaluations=objective.evaluations,
     )
+
+
+def _stands_out(probe: Probe, residuals: list[float]) -> bool:
+    return not all(abs(r) <= STANDS_OUT * probe.error for r in residuals)
+
+
+def _search(
+    probe: Probe, region: Region, residuals: list[float], budget: int, expect: Callable[[int], None] | None
+) -> tuple[Search, list[float]]:
+    """Find what stands out; leave out the entries that are right but for a kink within the step, and look again.
+
+    Returns:
+        What was found, and the residuals of what was not left out.
+    """
+    search = Search()
+    while _stands_out(probe, residuals) and all(map(math.isfinite, residuals)):
+        if expect is not None:
+            expect(min(budget, probe.spent + 4 * math.ceil(math.log2(region_size(region) + 1))))
+        worst = max(range(DIRECTIONS), key=lambda k: abs(residuals[k]))
+        _descend(probe, region, worst, residuals[worst], budget, search)
+        left_out = _leave_out_kinks(probe, worst, budget, search)
+        if search.unfinished and not search.entries and not search.dense:
+            search.unclear |= all(probe.crosses_kink(r, worst) for r in search.unfinished)
+        if search.entries or search.dense or search.unclear or not left_out:
+            break
+        if search.unfinished or probe.spent + 4 * DIRECTIONS > budget:
+            search.unclear = True
+            break
+        region = without(region, left_out)
+        residuals = [probe.residual(region, k) for k in range(DIRECTIONS)]
+    return search, residuals
+
+
+def _leave_out_kinks(probe: Probe, k: int, budget: int, search: Search) -> list[tuple[int, int]]:
+    """Measure what was found entry by entry, as far as the budget goes; return those that are not seen to be wrong."""
+    right = []
+    for t, i in list(search.entries):
+        h = 2 * max(abs(float(probe.direction(k, t)[i])), 1.0) * probe.step
+        outcome = by_itself(probe, t, i, h, afford=probe.spent + ALONE <= budget)
+        if outcome != "wrong":
+            search.entries.remove((t, i))
+            search.kinks.append((t, i))
+            search.unclear |= outcome == "unclear"
+            right.append((t, i))
+    return right
 
 
 def _processes() -> str:
@@ -124,11 +169,24 @@ def _note_dense(probe: Probe, part: Region, parts: dict[int, int], search: Searc
     count = probe.objective.tensors[part[0].t].numel()
     if count >= DENSE and count // (2 * DENSE) < part[0].size <= -(-count // DENSE):
         parts[part[0].t] = parts.get(part[0].t, 0) + 1
-        if parts[part[0].t] >= DENSE:
+        if parts[part[0].t] == DENSE and _off_throughout(probe, part[0].t):
             search.dense.add(part[0].t)
 
 
+def _off_throughout(probe: Probe, t: int) -> bool:
+    """Whether a sample of a tensor's entries holds a wrong one; kinks here and there make every part stand out too."""
+    entries = [_entry(probe, t, i) for i in _sample(probe, t)]
+    return any(not e.error <= BUG * max(abs(e.exact), abs(e.approx)) for e in entries)
+
+
+def _sample(probe: Probe, t: int) -> list[int]:
+    generator = torch.Generator().manual_seed(t)
+    return [int(i) for i in torch.randint(probe.objective.tensors[t].numel(), (SAMPLED,), generator=generator)]
+
+
 def _verdict(failed: bool, exact: float, error: float, search: Search) -> tuple[Verdict, str]:
+    if failed and search.unclear and not search.entries and not search.dense:
+        return "inconclusive", "what stands out along random directions lies at kinks, or could not be told from them"
     if failed:
         where = (
             f"{len(search.entries)} wrong entries named" if search.entries else "the wrong entries were not all found"
@@ -141,6 +199,8 @@ def _verdict(failed: bool, exact: float, error: float, search: Search) -> tuple[
 
 def _notes(probe: Probe, search: Search) -> list[str]:
     notes = [f"{probe.spent} evaluations of J"]
+    if search.kinks:
+        notes.append(f"entries with a kink within the step, measured by themselves: {len(search.kinks)}")
     if search.unfinished:
         where = [f"{probe.objective.names[b.t]}[{b.lo}:{b.hi}] (flat)" for r in search.unfinished[:3] for b in r[:1]]
         notes.append(f"the search ended early; more is wrong in {', '.join(where)}")
@@ -152,11 +212,11 @@ def _parameter(probe: Probe, t: int, search: Search, numerator: float, verdict: 
     tensor, exact = probe.objective.tensors[t], probe.exact[t].reshape(-1)
     found = [i for owner, i in search.entries if owner == t]
     if t in search.dense:
-        generator = torch.Generator().manual_seed(t)
-        found = torch.randint(tensor.numel(), (SAMPLED,), generator=generator).tolist()
+        found = _sample(probe, t)
     entries = [_entry(probe, t, i) for i in found]
     wrong = tensor.numel() if t in search.dense else len(found)
-    bad = bool(wrong) or any(b.t == t for r in search.unfinished for b in r if len(r) == 1)
+    more = any(b.t == t for r in search.unfinished for b in r if len(r) == 1)
+    bad = bool(wrong) or (more and verdict == "wrong")
     size = norm(exact)
     pattern = _pattern(entries, tensor, t in search.dense)
     own: Verdict = "wrong" if bad else ("correct" if verdict in ("correct", "wrong") else verdict)
@@ -174,7 +234,7 @@ def _parameter(probe: Probe, t: int, search: Search, numerator: float, verdict: 
         smallest_visible=STANDS_OUT * probe.error,
         rms=size / math.sqrt(max(tensor.numel(), 1)),
         wrong=wrong,
-        kinks=0,
+        kinks=sum(owner == t for owner, _ in search.kinks),
         pattern=pattern,
         reason=f"{wrong} wrong entries found by group testing" if bad else "no part of it stood out",
         worst=tuple(sorted(entries, key=lambda e: -e.error)),
