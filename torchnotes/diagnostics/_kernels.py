@@ -9,18 +9,31 @@ so many float32 values lie there side by side. Magnitudes are compared by their 
 are, with infinity and NaN above them all: an integer maximum is vectorised and loses no NaN.
 """
 
-# mypy: disable-error-code="assignment,attr-defined"
+# mypy: disable-error-code="assignment,return-value"
 from __future__ import annotations
 
+import ctypes
+import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
-from numba import carray, types
-from numba.extending import intrinsic
+import torch
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic as _intrinsic
+
+from torchnotes.diagnostics.measuring import Array
+
+carray: Any = numba.carray  # type: ignore[attr-defined]
+intrinsic: Any = _intrinsic
 
 _PIECE = 4096  # sums are float32 within a piece, in several lanes, and float64 across pieces
+_SHARE = 1 << 14  # values for which it pays to start a thread
+_MOST = 128  # threads
+_HEAD, _ROW = 8, 8  # numbers of eight bytes before the threads' rows, and in each: a cache line
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 _INFINITE = np.int32(0x7F800000)
 _SAFE_LOW, _SAFE_HIGH = np.float32(1e-12), np.float32(1e11)  # within these the square of a float32 has all its digits
@@ -44,6 +57,16 @@ def _compiled(signature: str) -> Callable[[Any], Any]:
     return compile_
 
 
+def _team_body(function: Any) -> Any:
+    """As ``_compiled``, for a function that C code calls with the address of its data."""
+    try:
+        return numba.cfunc("void(intp)", cache=True, **_OPTIONS)(function)
+    except RuntimeError as error:
+        if "cannot cache" not in str(error):
+            raise
+        return numba.cfunc("void(intp)", **_OPTIONS)(function)
+
+
 def _pointer_to(kind: Any) -> Any:
     def pointer(typing_context: Any, address: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -55,6 +78,32 @@ def _pointer_to(kind: Any) -> Any:
 
 
 _floats, _integers = _pointer_to(types.float32), _pointer_to(types.int32)
+_doubles, _longs = _pointer_to(types.float64), _pointer_to(types.int64)
+
+
+@intrinsic
+def _call(typing_context: Any, function: Any) -> Any:
+    """Call the C function ``int f(void)`` at an address."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(ir.IntType(32), [])
+        found = builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), [])
+        return builder.sext(found, ir.IntType(64))
+
+    return types.int64(types.intp), generate
+
+
+@intrinsic
+def _start_team(typing_context: Any, start: Any, body: Any, data: Any) -> Any:
+    """Call ``GOMP_parallel(body, data, 0, 0)``: body(data) in every thread of a team of the usual size, to its end."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        word, count = ir.IntType(64), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [word, word, count, count])
+        builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), [*arguments[1:], count(0), count(0)])
+        return context.get_dummy_value()
+
+    return types.none(types.intp, types.intp, types.intp), generate
 
 
 @_part
@@ -65,7 +114,8 @@ def _number_of(bits: int) -> float:
 
 
 @_part
-def _sums(x: Any, bits: Any) -> tuple[float, float, float, float, int]:
+def _piece_sums(x: Any, bits: Any) -> tuple[float, float, int, int]:
+    """Σx², Σx, the bits of max|x| and the number of zeros."""
     square, total, largest, zeros = 0.0, 0.0, np.int32(0), 0
     for start in range(0, x.size, _PIECE):
         part_square, part_total, part_zeros = np.float32(0), np.float32(0), np.int32(0)
@@ -79,40 +129,79 @@ def _sums(x: Any, bits: Any) -> tuple[float, float, float, float, int]:
         square += part_square
         total += part_total
         zeros += part_zeros
-    bound = _number_of(largest)
-    if 0 < largest < _INFINITE:
-        if bound > _SAFE_HIGH or square < x.size * _SAFE_LOW * _SAFE_LOW:
-            square, total = 0.0, 0.0
-            for j in range(x.size):
-                wide = np.float64(x[j])
-                square += wide * wide
-                total += wide
-    spread = square - total * total / x.size
-    if spread < 0.1 * square:  # the square of the mean is most of the mean square: the difference has lost its digits
-        mean, spread, rest = total / x.size, 0.0, 0.0
-        for j in range(x.size):
-            distance = x[j] - mean
-            spread += distance * distance
-            rest += distance
-        spread -= rest * rest / x.size
-        total += rest
-    return square, total, spread, bound, zeros
+    return square, total, largest, zeros
 
 
-@_compiled("Tuple((float64, float64, float64, float32, int64))(intp, int64)")
-def sums(address: int, count: int) -> tuple[float, float, float, float, int]:
+@_team_body
+def _share(data: int) -> None:
+    """What one thread of a team does: the sums of its part of the values, into its own row."""
+    order = carray(_longs(data), (_HEAD,))
+    address, count = order[0], order[1]
+    number, size = _call(order[2]), min(_call(order[3]), order[4])
+    if number >= size:
+        return
+    start, end = count * number // size, count * (number + 1) // size
+    values = carray(_floats(address + 4 * start), (end - start,))
+    square, total, largest, zeros = _piece_sums(values, carray(_integers(address + 4 * start), (end - start,)))
+    row = carray(_doubles(data + 8 * (_HEAD + _ROW * number)), (_ROW,))
+    row[0], row[1], row[2], row[3] = square, total, largest, zeros
+
+
+@_part
+def _team_sums(address: int, count: int, team: int) -> tuple[float, float, int, int]:
+    """The same by all threads of torch's, each its part."""
+    runtime = carray(_longs(team), (4,))
+    size = min(count // _SHARE, _MOST)
+    room = np.zeros(_HEAD + _ROW * size, np.float64)
+    order = room[:_HEAD].view(np.int64)
+    order[0], order[1], order[2], order[3], order[4] = address, count, runtime[1], runtime[2], size
+    _start_team(runtime[0], runtime[3], room.ctypes.data)
+    square, total, largest, zeros = 0.0, 0.0, np.int32(0), 0
+    for i in range(size):
+        row = room[_HEAD + _ROW * i : _HEAD + _ROW * (i + 1)]
+        square += row[0]
+        total += row[1]
+        largest = max(largest, np.int32(row[2]))
+        zeros += np.int64(row[3])
+    return square, total, largest, zeros
+
+
+@_compiled("Tuple((float64, float64, float64, float32, int64))(intp, int64, intp)")
+def sums(address: int, count: int, team: int) -> tuple[float, float, float, float, int]:
     """Σx², Σx, Σ(x − x̄)², max|x| and the number of zeros of a vector.
 
     The fourth is infinite or NaN where a value is; the sums then mean nothing.
     """
-    return _sums(carray(_floats(address), (count,)), carray(_integers(address), (count,)))  # type: ignore[no-any-return]
+    x = carray(_floats(address), (count,))
+    if team != 0 and count >= 2 * _SHARE:
+        square, total, largest, zeros = _team_sums(address, count, team)
+    else:
+        square, total, largest, zeros = _piece_sums(x, carray(_integers(address), (count,)))
+    bound = _number_of(largest)
+    if 0 < largest < _INFINITE and (bound > _SAFE_HIGH or square < count * _SAFE_LOW * _SAFE_LOW):
+        square, total = 0.0, 0.0
+        for j in range(count):
+            wide = np.float64(x[j])
+            square += wide * wide
+            total += wide
+    spread = square - total * total / count
+    if spread < 0.1 * square:  # the square of the mean is most of the mean square: the difference has lost its digits
+        mean, spread, rest = total / count, 0.0, 0.0
+        for j in range(count):
+            distance = x[j] - mean
+            spread += distance * distance
+            rest += distance
+        spread -= rest * rest / count
+        total += rest
+    return square, total, spread, bound, zeros
 
 
-@_compiled("void(int64[::1], int64[::1], float64[:, ::1])")
-def sums_of_many(addresses: Any, counts: Any, out: Any) -> None:
-    """The same of many vectors, a row each."""
+@_compiled("void(int64[::1], int64[::1], float64[:, ::1], intp)")
+def sums_of_many(addresses: Any, counts: Any, out: Any, team: int) -> None:
+    """The same of many vectors: a row of the count and the five numbers for each."""
     for i in range(addresses.size):
-        out[i, 0], out[i, 1], out[i, 2], out[i, 3], out[i, 4] = sums(addresses[i], counts[i])
+        out[i, 0] = counts[i]
+        out[i, 1], out[i, 2], out[i, 3], out[i, 4], out[i, 5] = sums(addresses[i], counts[i], team)
 
 
 @_part
@@ -141,9 +230,9 @@ def _mark_idle(values: Any, low: float, high: float, within: bool, marks: Any) -
             return
 
 
-@_compiled("Tuple((float64, float64, float64, float32, int64))(intp, int64, int64, int64, intp)")
+@_compiled("Tuple((float64, float64, float64, float32, int64))(intp, int64, int64, int64, int32[::1], intp)")
 def sums_and_idle(
-    address: int, outer: int, channels: int, inner: int, idle: int
+    address: int, outer: int, channels: int, inner: int, idle: Any, team: int
 ) -> tuple[float, float, float, float, int]:
     """What ``sums`` takes, and which units were zero everywhere, of values of shape (outer, channels, inner).
 
@@ -152,15 +241,16 @@ def sums_and_idle(
         outer: values before the axis of the units, samples among them.
         channels: units.
         inner: values behind that axis, such as the places of an image.
-        idle: address of ``channels`` int32; each becomes 1 where the unit was zero everywhere, else 0.
+        idle: an entry for each unit; it becomes 1 where the unit was zero everywhere, else 0.
+        team: as for ``sums``.
     """
     values = carray(_floats(address), (outer, channels, inner))
-    _mark_idle(values, np.float32(0), np.float32(0), True, carray(_integers(idle), (channels,)))
-    return sums(address, outer * channels * inner)  # type: ignore[no-any-return]
+    _mark_idle(values, np.float32(0), np.float32(0), True, idle)
+    return sums(address, outer * channels * inner, team)  # type: ignore[no-any-return]
 
 
-@_compiled("int64(intp, int64, int64, int64, float32, float32, intp)")
-def flat_and_idle(address: int, outer: int, channels: int, inner: int, low: float, high: float, idle: int) -> int:
+@_compiled("int64(intp, int64, int64, int64, float32, float32, int32[::1])")
+def flat_and_idle(address: int, outer: int, channels: int, inner: int, low: float, high: float, idle: Any) -> int:
     """How many values, none of them NaN, are at most ``low`` or at least ``high``.
 
     ``idle`` is as for ``sums_and_idle``, with 1 for the units of which all values are.
@@ -175,35 +265,39 @@ def flat_and_idle(address: int, outer: int, channels: int, inner: int, low: floa
     # The ends themselves are flat: what works lies strictly between them.
     above, below = np.nextafter(low, np.float32(np.inf)), np.nextafter(high, np.float32(-np.inf))
     values = carray(_floats(address), (outer, channels, inner))
-    _mark_idle(values, above, below, False, carray(_integers(idle), (channels,)))
+    _mark_idle(values, above, below, False, idle)
     return total
 
 
-@_compiled("void(int64[::1], int64[::1], int64[::1], float32[::1])")
-def gather(addresses: Any, strides: Any, counts: Any, out: Any) -> None:
-    """Every ``strides[i]``-th value of each vector, ``counts[i]`` of them, joined."""
+@_compiled("void(int64[::1], int64[::1], int64[::1], int64[::1], float32[::1])")
+def gather(addresses: Any, strides: Any, runs: Any, counts: Any, out: Any) -> None:
+    """Of each vector ``counts[i]`` values, joined: ``runs[i]`` side by side at each multiple of ``strides[i]``."""
     at = 0
     for i in range(addresses.size):
-        x = carray(_floats(addresses[i]), (1 + (counts[i] - 1) * strides[i],))
-        for j in range(counts[i]):
-            out[at + j] = x[j * strides[i]]
-        at += counts[i]
+        run, stride = runs[i], strides[i]
+        x = carray(_floats(addresses[i]), ((counts[i] // run - 1) * stride + run,))
+        for j in range(counts[i] // run):
+            for k in range(run):
+                out[at] = x[j * stride + k]
+                at += 1
 
 
-@_compiled("void(int64[::1], int64[::1], int64[::1], float32[::1], float64[::1])")
-def relative_change(addresses: Any, strides: Any, counts: Any, before: Any, out: Any) -> None:
+@_compiled("void(int64[::1], int64[::1], int64[::1], int64[::1], float32[::1], float64[::1])")
+def relative_change(addresses: Any, strides: Any, runs: Any, counts: Any, before: Any, out: Any) -> None:
     """√(Σ(x − x₀)² / Σx₀²) of each vector, over the values that ``gather`` has put into ``before``."""
     at = 0
     for i in range(addresses.size):
-        x = carray(_floats(addresses[i]), (1 + (counts[i] - 1) * strides[i],))
+        run, stride = runs[i], strides[i]
+        x = carray(_floats(addresses[i]), ((counts[i] // run - 1) * stride + run,))
         change, size = 0.0, 0.0
-        for j in range(counts[i]):
-            old = before[at + j]
-            step = np.float64(x[j * strides[i]] - old)
-            change += step * step
-            size += np.float64(old) * np.float64(old)
+        for j in range(counts[i] // run):
+            for k in range(run):
+                old = before[at]
+                step = np.float64(x[j * stride + k] - old)
+                change += step * step
+                size += np.float64(old) * np.float64(old)
+                at += 1
         out[i] = np.sqrt(change / size) if size > 0 else (np.inf if change > 0 else np.nan)
-        at += counts[i]
 
 
 @_compiled("void(float32[::1], int64[::1], float64, float64, float64[::1], float64[::1], float64[:, ::1])")
@@ -240,3 +334,23 @@ def count_idle(idle: Any, length: Any, total: Any, sizes: Any, window: int, shar
             gone += length[j] >= window
         shares[i] = gone / sizes[i]
         at += sizes[i]
+
+
+@functools.cache
+def _runtime() -> Array | None:
+    """What ``sums`` needs to use the threads of torch's own pool: addresses in its OpenMP runtime; None without GNU's.
+
+    Threads of another pool would take turns with those of the training step, which spin between its kernels.
+    """
+    for path in Path(torch.__file__).parent.glob("lib/libgomp*"):
+        library = ctypes.CDLL(str(path))
+        names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
+        found = [ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in names]
+        return np.array([*found, _share.address], dtype=np.int64)
+    return None
+
+
+def team() -> int:
+    """For ``sums``: address of what it needs to use torch's threads; 0 to do without."""
+    runtime = _runtime()
+    return 0 if runtime is None or torch.get_num_threads() == 1 else int(runtime.ctypes.data)

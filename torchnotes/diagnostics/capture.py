@@ -79,14 +79,15 @@ class Capture:
 
     Args:
         model: any module; parts that are themselves compiled or scripted are measured from outside.
-        observe: told of each output and gradient of the modules whose role is in ``observed``, as it is recorded.
+        observe: told of each output of the modules whose role is in ``observed``, and each gradient that arrives at
+            those whose role is in ``observed_gradients``, as it is recorded.
         on_error: given what was raised inside a hook; None lets it rise into the user's forward or backward.
         training_only: for use beside training: stop recording when the model has returned, and ignore what runs while
             gradients are disabled.
 
     Attributes:
         measurer: how the tensors of the pass are measured; exactly, unless it is set before ``begin``.
-        observed: the roles of which ``observe`` is told.
+        observed, observed_gradients: the roles of which ``observe`` is told.
         busy: whether a hook of this capture is running.
     """
 
@@ -106,6 +107,7 @@ class Capture:
         self._training_only = training_only
         self.measurer: Measurer = Exact()
         self.observed: Container[Role] = ()
+        self.observed_gradients: Container[Role] = ()
         self.busy = False
         self._handles: list[Any] = []
         self._roles: Container[Role] | None = None
@@ -169,10 +171,10 @@ class Capture:
         def place(tensor: Tensor | None) -> int | None:
             if tensor is None:
                 return None
-            if id(tensor) not in places:
-                places[id(tensor)] = len(different)
+            found = places.setdefault(id(tensor), len(different))
+            if found == len(different):
                 different.append(tensor)
-            return places[id(tensor)]
+            return found
 
         weights: list[Weights] = []
         for call in self.calls:
@@ -253,7 +255,7 @@ class Capture:
         self._recorded[id(tensor)] = (weakref.ref(tensor), version)
         if role == "weight":
             self._depth += 1
-            self._channel_axis = 1 if isinstance(site.module, nn.modules.conv._ConvNd) else -1
+            self._channel_axis = site.channel_axis
         number = site.calls
         site.calls = number + 1
         activation = self.measurer.output(tensor, site.ends, self._channel_axis if role == "activation" else None)
@@ -269,7 +271,7 @@ class Capture:
         self.busy = True
         try:
             call.gradient = self.measurer.gradient(gradient)
-            if self._observe is not None and call.site.role in self.observed:
+            if self._observe is not None and call.site.role in self.observed_gradients:
                 self._observe(call, gradient, "backward")
         except Exception as error:
             if self._on_error is None:

@@ -51,8 +51,11 @@ class Site:
     calls: int = 0
     fans: tuple[torch.Size, tuple[int, int]] | None = None
     kind: str = ""
+    channel_axis: int = -1  # of the units in its output
 
     def __post_init__(self) -> None:
+        if isinstance(self.module, nn.modules.conv._ConvNd):
+            self.channel_axis = 1
         self.kind = self.kind or type(self.module).__name__
 
     def fans_of(self, weight: Tensor) -> tuple[int | None, int | None]:

@@ -112,7 +112,7 @@ class Lean:
         worked: Array = np.logical_or.reduce(mask[:FIRST], axis=(0, 2))
         if not worked.all():  # most units of a sound layer work in one of the first samples already
             worked = np.logical_or.reduce(mask, axis=(0, 2))
-        return torch.from_numpy((~worked).astype(np.int32)), None
+        return (~worked).astype(np.int32), None
 
     def resolve(self, pending: Sequence[Measured]) -> list[Moments]:
         """From the shipment, which is waited for."""

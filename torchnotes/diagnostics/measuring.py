@@ -36,7 +36,7 @@ FIRST = 16  # samples in which most units of a sound layer have worked already: 
 
 Array = np.ndarray[Any, Any]
 
-Sums = tuple[int, float, float, float, float, int, int]
+Sums = tuple[float, ...]
 """Of a CPU tensor without a non-finite value: n, Σx², Σx, Σ(x − x̄)², max|x|, zeros, values on flat ends.
 
 Sums that were not taken are NaN, counts −1.
@@ -68,11 +68,11 @@ Measured = Pending | Slot | Sums
 """What was taken of a tensor, on the host or on its way there."""
 
 
-IdleMarks = tuple[Tensor | None, Tensor | None]
-"""Of each unit 1 where it was zero for every sample, and where it lay on a flat end for every sample, else 0 (int32).
+Marks = Array | Tensor
+"""Of each unit 1 where it did nothing for any sample, else 0: int32, on the CPU an array."""
 
-None where that was not looked for.
-"""
+IdleMarks = tuple[Marks | None, Marks | None]
+"""The units that were zero for every sample, and those on a flat end; None where that was not looked for."""
 
 
 class Measurer(Protocol):
@@ -179,9 +179,23 @@ def is_ordinary(tensor: Tensor) -> bool:
     return known and tensor.is_cpu and tensor.dtype is torch.float32 and tensor.is_contiguous()
 
 
+_is_cpu: Any = Tensor.is_cpu
+_dtype: Any = Tensor.dtype
+
+
+def are_ordinary(tensors: Sequence[Tensor]) -> bool:
+    """Whether all of them are; asked together, that costs a third."""
+    return (
+        set(map(type, tensors)) <= {Tensor, nn.Parameter}
+        and all(map(_is_cpu.__get__, tensors))
+        and set(map(_dtype.__get__, tensors)) <= {torch.float32}
+        and all(map(Tensor.is_contiguous, tensors))
+    )
+
+
 def addresses(tensors: Iterable[Tensor]) -> Array:
     """Where the values of ordinary tensors lie, for compiled code."""
-    return np.array([tensor.data_ptr() for tensor in tensors], dtype=np.int64)
+    return np.array(list(map(Tensor.data_ptr, tensors)), dtype=np.int64)
 
 
 def moments_of_sums(rows: Sequence[Sums]) -> list[Moments]:
@@ -196,7 +210,7 @@ def moments_of_sums(rows: Sequence[Sums]) -> list[Moments]:
     share_zero = np.where(zeros < 0, np.nan, zeros / count)
     columns = (log10, rms, total / count, std, largest, share_zero, flat / count)
     return [
-        Moments(row[0], lg, r, m, sd, largest, zero, None if share < 0 else share, 0)
+        Moments(int(row[0]), lg, r, m, sd, largest, zero, None if share < 0 else share, 0)
         for row, lg, r, m, sd, largest, zero, share in zip(rows, *(c.tolist() for c in columns), strict=True)
     ]
 

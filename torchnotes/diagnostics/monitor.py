@@ -143,17 +143,20 @@ class SignalMonitor:
     def report(self) -> SignalReport | None:
         """The report of the last step that was measured in full, with its verdict; None before the first."""
         self._safely(self._deliver)
+        self._safely(self._delivery.catch_up)
         record = self._delivery.last_full
         return None if record is None else make_report(record.layers, loss=record.loss)
 
     @property
     def last(self) -> StepRecord | None:
         """The record that was delivered last; None before the first."""
+        self._safely(self._delivery.catch_up)
         return self._delivery.last
 
     @property
     def alerts(self) -> list[Alert]:
         """What was noticed so far: non-finite values, a loss at chance level, dead units, updates out of range."""
+        self._safely(self._delivery.catch_up)
         return list(self._delivery.watch.alerts)
 
     def step(self, loss: Tensor | float | None = None) -> None:
@@ -240,7 +243,7 @@ class SignalMonitor:
         if not self._fresh and self._pending is not None:
             self._safely(self._ship)  # no loss was handed in since the update
         self._fresh = True
-        if self._due:
+        if self._due and not self._taker.is_fresh:
             self._begin()
 
     def _begin(self) -> None:
@@ -357,7 +360,7 @@ class SignalMonitor:
             torch.compiler.set_stance("force_eager" if due else "default")
 
     def _deliver(self) -> None:
-        """Bring the last measured step to the host, a step later, and hand it to the log and the sinks."""
+        """Pass on the last measured step, a step later, to be brought to the host, the log and the sinks."""
         pending = self._pending
         if pending is None:
             return

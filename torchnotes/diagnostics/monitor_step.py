@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
@@ -76,6 +77,7 @@ class MeasuredStep:
         losses: of the steps since the last measured one: is each finite?
         layers: the records pooled over ranks.
         full: whether everything was measured, or the scale of the weight layers alone.
+        time: when it was measured, in seconds since the epoch.
     """
 
     step: int
@@ -91,6 +93,7 @@ class MeasuredStep:
     losses: list[tuple[int, Tensor | float]] = field(default_factory=list)
     layers: list[LayerSignal] | None = None
     full: bool = True
+    time: float = field(default_factory=time.time)
     _places: list[Place] = field(default_factory=list)
 
     def ship(self) -> None:

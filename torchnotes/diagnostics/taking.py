@@ -52,6 +52,11 @@ class StepTaker:
         """Whether a module ran since ``begin``."""
         return bool(self._capture.calls)
 
+    @property
+    def is_fresh(self) -> bool:
+        """Whether nothing ran since ``begin``."""
+        return self._capture.recording and not self._capture.calls
+
     def attach(self, full: bool) -> None:
         """Put the hooks on: on every module, or on the weight layers alone."""
         self._capture.attach(None if full else _TRUNK)
@@ -68,6 +73,7 @@ class StepTaker:
         self._shipment = Shipment()
         self._capture.measurer = (self._full_measurer if full else self._scale_measurer)(self._shipment)
         self._capture.observed = (("activation", "weight") if histograms else ("activation",)) if full else ()
+        self._capture.observed_gradients = ("weight",) if full and histograms else ()
         self._capture.begin()
 
     def take(
@@ -103,8 +109,7 @@ class StepTaker:
 
     def _observe(self, call: Call, tensor: Tensor, direction: Direction) -> None:
         if call.site.role == "activation":
-            if direction == "forward":
-                self.units.observe(call, tensor, self._capture.measurer.idle_units())
+            self.units.observe(call, tensor, self._capture.measurer.idle_units())
             return
         values = plain(tensor).reshape(-1)
         values = values[:: max(1, values.numel() // 4096)].to(torch.float64, copy=True)

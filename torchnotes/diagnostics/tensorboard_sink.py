@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 HEALTH = "Health (horizontal: step)"
 EACH = "{part} of each layer, log10 rms (horizontal: step)"
 VALUES = "Where the {part} lie, layer by layer (depth axis: training step)"
-TOGETHER, AT_LATEST = 32, 5.0
-"""Events of so many logged steps are written together, or those of so many seconds; the writer flushes every 10 s."""
 PICTURES = "Layer by layer over training, in one picture"
 
 
@@ -88,7 +86,6 @@ class TensorBoardSink:
         self._full_count = 0
         self._last: StepRecord | None = None
         self._written: list[tuple[int, dict[str, tuple[float, float]]]] = []
-        self._waiting: list[tuple[int, float, dict[str, float]]] = []
 
     @property
     def writer(self) -> SummaryWriter:
@@ -103,13 +100,14 @@ class TensorBoardSink:
         """Whether the count-th full record should come with histograms."""
         return has_histograms(count)
 
-    def __call__(self, record: StepRecord) -> None:
-        """Write one record."""
+    def __call__(self, record: StepRecord, when: float | None = None) -> None:
+        """Write one record, measured at the time ``when`` in seconds since the epoch; None for now."""
+        when = time.time() if when is None else when
         if self._count == 0:
             write_depth_curves(self.writer, record.layers, number=self._first, when="at the first step")
-        self._write_values(record.step, self._health(record))
+        self._write_values(record.step, when, self._health(record))
         if is_thinned_in(self._count):
-            self._write_values(record.step, self._each_layer(record.layers))
+            self._write_values(record.step, when, self._each_layer(record.layers))
             self._written.append(
                 (
                     record.step,
@@ -142,8 +140,6 @@ class TensorBoardSink:
 
     def close(self, dead_units: Mapping[str, Sequence[float]] | None = None, notes: Iterable[str] = ()) -> None:
         """Write what can only be written at the end, and close a writer of our own."""
-        if self._waiting:
-            self._write_waiting()
         record = self._last
         if record is not None:
             write_depth_curves(self.writer, record.layers, number=self._first, when="at the last step")
@@ -167,24 +163,12 @@ class TensorBoardSink:
                 self._writer.close()
                 self._writer = None
 
-    def _write_values(self, step: int, values: Mapping[str, float]) -> None:
-        """Have all values of a step written as one event: tag and number each, step and time once.
-
-        Events wait for each other: TensorBoard's code, and its thread, cost a training step most when they are cold.
-        A writer of the user's gets them at once.
-        """
-        self._waiting.append((step, time.time(), {tag: value for tag, value in values.items() if math.isfinite(value)}))
-        if not self._owned or len(self._waiting) == TOGETHER or time.time() - self._waiting[0][1] > AT_LATEST:
-            self._write_waiting()
-
-    def _write_waiting(self) -> None:
+    def _write_values(self, step: int, when: float, values: Mapping[str, float]) -> None:
+        """All values of a step as one event: tag and number each, step and time once."""
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        writer = self.writer._get_file_writer()
-        for step, when, values in self._waiting:
-            summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
-            writer.add_summary(summary, step, when)
-        self._waiting.clear()
+        present = [Summary.Value(tag=tag, simple_value=v) for tag, v in values.items() if math.isfinite(v)]
+        self.writer._get_file_writer().add_summary(Summary(value=present), step, when)
 
     def _health(self, record: StepRecord) -> dict[str, float]:
         heading = group(self._first + 1, HEALTH)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchnotes.diagnostics._moments import plain
 from torchnotes.diagnostics.captured import Call
-from torchnotes.diagnostics.measuring import FIRST, IdleMarks, Place, Shipment, is_ordinary
+from torchnotes.diagnostics.measuring import FIRST, Array, IdleMarks, Marks, Place, Shipment, is_ordinary
 
 
 @dataclass
@@ -61,7 +61,7 @@ class UnitTracker:
         self._compiled = compiled
         self._runs: dict[tuple[str, torch.device], _Runs] = {}
         self._parked: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
-        self._now: dict[str, dict[str, Tensor]] = {"zero": {}, "flat": {}}
+        self._now: dict[str, dict[str, Marks]] = {"zero": {}, "flat": {}}
 
     def begin(self) -> None:
         """Forget the pass that is being taken in."""
@@ -92,19 +92,19 @@ class UnitTracker:
         """Count the pass as a logged step; what was found goes into the shipment."""
         found = IdleUnits()
         for kind, layers in self._now.items():
-            by_device: dict[torch.device, dict[str, Tensor]] = {}
+            by_device: dict[torch.device, dict[str, Marks]] = {}
             for label, idle in layers.items():
-                by_device.setdefault(idle.device, {})[label] = idle
+                by_device.setdefault(idle.device if isinstance(idle, Tensor) else _CPU, {})[label] = idle
             for device, idle_units in by_device.items():
                 runs = self._runs_of(kind, device, idle_units)
-                shares = runs.count(torch.cat(list(idle_units.values())), self.window, compiled=self._compiled)
+                shares = runs.count(_joined(list(idle_units.values())), self.window, compiled=self._compiled)
                 (found.zero if kind == "zero" else found.flat).append((shipment.add(shares), runs.labels))
         self.begin()
         return found
 
-    def _runs_of(self, kind: str, device: torch.device, idle: Mapping[str, Tensor]) -> _Runs:
+    def _runs_of(self, kind: str, device: torch.device, idle: Mapping[str, Marks]) -> _Runs:
         """The run lengths so far; from zero for layers that are new or have changed."""
-        labels, sizes = list(idle), [units.numel() for units in idle.values()]
+        labels, sizes = list(idle), [len(marks) for marks in idle.values()]
         before = self._runs.get((kind, device))
         if before is not None and before.labels == labels and before.sizes == sizes:
             return before
@@ -159,14 +159,22 @@ class IdleUnits:
         return zero, flat
 
 
-def _idle(values: Tensor, axis: int, low: float, high: float) -> Tensor:
+_CPU = torch.device("cpu")
+
+
+def _joined(marks: Sequence[Marks]) -> Tensor:
+    tensors = [mark for mark in marks if isinstance(mark, Tensor)]
+    return torch.cat(tensors) if tensors else torch.from_numpy(np.concatenate(marks))
+
+
+def _idle(values: Tensor, axis: int, low: float, high: float) -> Marks:
     """Which units are idle for every sample, as 0 and 1: at 0, or with values beyond the two ends.
 
     On the CPU the first samples are looked at first: a unit that works in one of them needs no further reading.
     """
     by_unit = values.movedim(axis, -1).reshape(-1, values.shape[axis]) if axis != values.dim() - 1 else values
     by_unit = by_unit.reshape(-1, values.shape[axis])
-    if values.device.type != "cpu" or not values.dtype.is_floating_point:
+    if values.device.type != "cpu":
         return _is_idle(by_unit, low, high).all(dim=0).to(torch.int32)
     first = by_unit[:FIRST]
     if first.dtype is torch.float32:
@@ -178,8 +186,8 @@ def _idle(values: Tensor, axis: int, low: float, high: float) -> Tensor:
         where = torch.from_numpy(candidates.nonzero()[0])
     else:
         where = _is_idle(first, low, high).all(dim=0).nonzero().squeeze(1)
-    found = torch.zeros(by_unit.shape[1], dtype=torch.int32, device="cpu")
-    found[where] = _is_idle(by_unit.index_select(1, where), low, high).all(dim=0).to(torch.int32)
+    found = np.zeros(by_unit.shape[1], dtype=np.int32)
+    found[where.numpy()] = _is_idle(by_unit.index_select(1, where), low, high).all(dim=0).numpy()
     return found
 
 
@@ -188,5 +196,5 @@ def _is_idle(x: Tensor, low: float, high: float) -> Tensor:
 
 
 @functools.lru_cache(maxsize=64)
-def _none_of(count: int) -> Tensor:
-    return torch.zeros(count, dtype=torch.int32, device="cpu")
+def _none_of(count: int) -> Array:
+    return np.zeros(count, dtype=np.int32)

@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from torchnotes.diagnostics._moments import plain
-from torchnotes.diagnostics.measuring import Array, Place, Shipment, addresses, is_ordinary
+from torchnotes.diagnostics.measuring import Array, Place, Shipment, addresses, are_ordinary, is_ordinary
+
+_shape: Any = Tensor.shape
 
 
 @dataclass
@@ -23,37 +26,49 @@ class _Plan:
     Attributes:
         names: of the weights.
         shapes: of the tensors.
-        strides: from one entry to the next, for each tensor.
-        sizes: entries taken from each.
+        strides: from one run of entries to the next, for each tensor.
+        runs: entries side by side in each run.
+        sizes: entries taken from each in all.
         owner: of each entry, the number of its tensor; needed on a device that is not the CPU.
     """
 
     names: list[str]
     shapes: list[torch.Size]
     strides: Array
+    runs: Array
     sizes: Array
     owner: Tensor | None
 
     @classmethod
-    def of(cls, names: list[str], tensors: Sequence[Tensor], wanted: int) -> _Plan:
-        """About ``wanted`` entries of each, evenly spread."""
+    def of(cls, names: list[str], tensors: Sequence[Tensor], wanted: int, run: int = 1) -> _Plan:
+        """About ``wanted`` entries of each, evenly spread, in runs of ``run`` where there are many more than that."""
         local = [tensor if is_ordinary(tensor) else plain(tensor) for tensor in tensors]
-        strides = np.array([_stride(x.numel(), x.shape[-1], wanted) for x in local], dtype=np.int64)
-        sizes = 1 + (np.array([x.numel() for x in local], dtype=np.int64) - 1) // strides
+        counts = [x.numel() for x in local]
+        runs = [run if count >= 4 * run * wanted else 1 for count in counts]
+        strides = [
+            _stride(count, x.shape[-1], wanted // own) for x, count, own in zip(local, counts, runs, strict=True)
+        ]
+        sizes = np.array(
+            [own * (1 + (count - own) // stride) for count, stride, own in zip(counts, strides, runs, strict=True)],
+            dtype=np.int64,
+        )
         device = local[0].device
         owner = None if device.type == "cpu" else torch.from_numpy(np.arange(len(sizes)).repeat(sizes)).to(device)
-        return cls(names, [tensor.shape for tensor in tensors], strides, sizes, owner)
+        shapes = [tensor.shape for tensor in tensors]
+        return cls(names, shapes, np.array(strides, dtype=np.int64), np.array(runs, dtype=np.int64), sizes, owner)
 
     def fits(self, names: list[str], tensors: Sequence[Tensor]) -> bool:
         """Whether it is a plan for these."""
-        return self.names == names and self.shapes == [tensor.shape for tensor in tensors]
+        return self.names == names and self.shapes == list(map(_shape.__get__, tensors))
 
     def entries(self, tensors: Sequence[Tensor]) -> Tensor:
         """The sample."""
-        parts = [
-            torch.as_strided(tensor, (size,), (stride,)) if is_ordinary(tensor) else plain(tensor).reshape(-1)[::stride]
-            for tensor, stride, size in zip(tensors, self.strides.tolist(), self.sizes.tolist(), strict=True)
-        ]
+        parts = []
+        for tensor, stride, run, size in zip(
+            tensors, self.strides.tolist(), self.runs.tolist(), self.sizes.tolist(), strict=True
+        ):
+            values = tensor.detach() if is_ordinary(tensor) else plain(tensor).reshape(-1)
+            parts.append(torch.as_strided(values, (size // run, run), (stride, 1)).reshape(-1))
         return torch.cat(parts)
 
     def sums(self, values: Tensor) -> Tensor:
@@ -130,6 +145,9 @@ class WeightTracker:
 
     UPDATE_ENTRIES = 1024
     NOISE_ENTRIES = 256
+    # Most of the cost is that each entry has a cache line of its own. Four columns side by side of a row say as much as
+    # four apart; more would leave rows out.
+    UPDATE_RUN = 4
 
     def __init__(self, model: nn.Module, decay: float = 0.9, *, compiled: bool = False) -> None:
         self.decay = decay
@@ -137,7 +155,8 @@ class WeightTracker:
         self._owners = [
             (f"{name}.{key}".lstrip("."), module._parameters, key)
             for name, module in model.named_modules()
-            for key in module._parameters
+            for key, parameter in module._parameters.items()
+            if parameter is None or isinstance(parameter, UninitializedParameter) or parameter.dim() > 1
         ]
         self._owner_of = {name: (parameters, key) for name, parameters, key in self._owners}
         self._plans: dict[torch.device, _Plan] = {}
@@ -151,7 +170,7 @@ class WeightTracker:
         for device, (names, weights, gradients) in self._by_device().items():
             plan = self._plans.get(device)
             if plan is None or not plan.fits(names, weights):
-                plan = self._plans[device] = _Plan.of(names, weights, self.UPDATE_ENTRIES)
+                plan = self._plans[device] = _Plan.of(names, weights, self.UPDATE_ENTRIES, self.UPDATE_RUN)
             self._before.append((plan, self._entries(plan, weights).to(torch.float32)))
             self._average(device, names, gradients, 1 / scale)
 
@@ -175,7 +194,7 @@ class WeightTracker:
         from torchnotes.diagnostics import _kernels
 
         found = np.empty(int(plan.sizes.sum()), dtype=np.float32)
-        _kernels.gather(addresses(tensors), plan.strides, plan.sizes, found)
+        _kernels.gather(addresses(tensors), plan.strides, plan.runs, plan.sizes, found)
         return torch.from_numpy(found)
 
     def _ratios(self, plan: _Plan, weights: Sequence[Any], before: Tensor) -> Tensor:
@@ -183,7 +202,7 @@ class WeightTracker:
             from torchnotes.diagnostics import _kernels
 
             found = np.empty(len(weights))
-            _kernels.relative_change(addresses(weights), plan.strides, plan.sizes, before.numpy(), found)
+            _kernels.relative_change(addresses(weights), plan.strides, plan.runs, plan.sizes, before.numpy(), found)
             return torch.from_numpy(found)
         change = plan.entries(weights).to(torch.float32) - before
         # Squares in float64: no change that a float32 weight can show underflows.
@@ -213,7 +232,7 @@ class WeightTracker:
         noise.spread = noise.spread * beta**2 + (1 - beta) ** 2
 
     def _reads(self, tensors: Sequence[Tensor]) -> bool:
-        return self._compiled and all(map(is_ordinary, tensors))
+        return self._compiled and are_ordinary(tensors)
 
     def _by_device(self) -> dict[torch.device, tuple[list[str], list[Tensor], list[Tensor]]]:
         """Names, weights and gradients of all weight matrices that have a gradient."""
