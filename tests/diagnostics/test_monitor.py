@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 import warnings
 
 import pytest
@@ -896,3 +897,68 @@ class TestCompiledMeasuring:
                                 slack = ROUNDING * y.rms * (y.rms / y.std if field == "std" and y.std else 1)
                                 assert getattr(x, field) == pytest.approx(known, rel=2e-6, abs=slack), (part, field)
             assert any(share > 0 for share in (*found[0][-1].dead.values(), *found[0][-1].saturated.values()))
+
+
+class TestHandingOn:
+    """Without sinks of the user's, measured steps wait for each other; whoever looks is told of all of them."""
+
+    def monitor(self, net, path, **kwargs):
+        monitor = SignalMonitor(net, path, every=1, **kwargs)
+        handed = []
+        real = monitor._delivery._hand_on
+        monitor._delivery._hand_on = lambda pending: handed.append(pending.step) or real(pending)
+        return monitor, handed
+
+    def test_some_together(self, tmp_path):
+        for steps, known in ((8, 0), (9, 8)):  # the ninth is under way when the eighth is passed on
+            net = make()
+            monitor, handed = self.monitor(net, tmp_path / str(steps))
+            train(net, steps, monitor=monitor)
+            assert handed == list(range(known))
+            monitor.close()
+            assert handed == list(range(steps))
+
+    @pytest.mark.parametrize("what", ["last", "report", "alerts"])
+    def test_whoever_looks_sees_all(self, tmp_path, what):
+        net = make()
+        monitor, handed = self.monitor(net, tmp_path)
+        train(net, 3, monitor=monitor)
+        getattr(monitor, what)
+        assert handed == ([0, 1, 2] if what == "report" else [0, 1])
+        monitor.close()
+
+    def test_sinks_are_not_kept_waiting(self):
+        net, records = make(), []
+        monitor, handed = self.monitor(net, None, sinks=[records.append])
+        train(net, 3, monitor=monitor)
+        assert handed == [0, 1]
+        monitor.close()
+
+    def test_none_waits_for_long(self, tmp_path, monkeypatch):
+        from torchnotes.diagnostics import delivery
+
+        monkeypatch.setattr(delivery, "AT_LATEST", 0.0)
+        net = make()
+        monitor, handed = self.monitor(net, tmp_path)
+        train(net, 3, monitor=monitor)
+        assert handed == [0, 1]
+        monitor.close()
+
+    def test_each_keeps_its_time(self, tmp_path):
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        net = make()
+        monitor, _ = self.monitor(net, tmp_path)
+        opt, spans = torch.optim.SGD(net.parameters(), lr=0.1), []
+        for x, y in batches(3):
+            start = time.time()
+            loss = F.cross_entropy(net(x), y)
+            loss.backward()
+            opt.step()
+            monitor.step(loss)
+            spans.append((start, time.time()))
+        monitor.close()
+        events = EventAccumulator(str(tmp_path)).Reload()
+        tag = next(tag for tag in events.Tags()["scalars"] if tag.endswith("/loss"))
+        times = [event.wall_time for event in events.Scalars(tag)]
+        assert all(start <= when <= end for when, (start, end) in zip(times, spans, strict=True))
