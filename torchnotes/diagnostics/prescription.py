@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 
 from torchnotes._checks import describe
 from torchnotes.diagnostics.prescription_blame import Section, sections
+from torchnotes.diagnostics.prescription_outliers import of_outliers
 from torchnotes.diagnostics.records import Finding, LayerSignal, Verdict
 
 Cause = Literal[
@@ -72,6 +73,8 @@ def prescribe(layers: Sequence[LayerSignal], finding: Finding) -> Prescription |
     for section in chain:
         if section.gain == 0:
             return _of_zero_weights(section)
+    if (found := of_outliers(chain, finding)) is not None:
+        return Prescription("weight scale", found.text, found.blamed, found.factors)
     region = _region(chain, finding)
     sign = 1 if finding.state == "exploding" else -1
     if finding.furthest is not None:
@@ -380,25 +383,29 @@ def apply_prescription(model: nn.Module, prescribed: Prescription | Sequence[Pre
     if not wanted:
         words = " ".join(prescription.text for prescription in given) or "the report is healthy."
         raise ValueError(f"prescribed must hold factors to apply, got none: no scaling of weights cures it. {words}")
-    modules = dict(model.named_modules())
-    missing = [name for name in wanted if name not in modules]
+    modules, parameters = dict(model.named_modules()), dict(model.named_parameters(remove_duplicate=False))
+    missing = [name for name in wanted if name not in modules and name not in parameters]
     if missing:
         raise ValueError(
             f"model must have the layers that were probed, got none named {missing[0]!r} in {type(model).__name__}; "
             "apply the prescription to the model whose report it is."
         )
-    return _scale(modules, wanted)
+    return _scale(modules, parameters, wanted)
 
 
-def _scale(modules: Mapping[str, nn.Module], wanted: Mapping[str, float]) -> AppliedPrescription:
+def _scale(
+    modules: Mapping[str, nn.Module], parameters: Mapping[str, nn.Parameter], wanted: Mapping[str, float]
+) -> AppliedPrescription:
     factors: dict[str, float] = {}
     skipped: dict[str, str] = {}
     seen: set[int] = set()
     for name, factor in wanted.items():
-        module = modules[name]
-        weight = module._parameters.get("weight")
-        parameter = f"{name}.weight".lstrip(".")
-        if parametrize.is_parametrized(module, "weight"):
+        # A layer that is a function call is called by its parameter's name.
+        module = modules.get(name)
+        key = "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
+        weight = parameters.get(name) if module is None else module._parameters.get(key)
+        parameter = name if module is None else f"{name}.{key}".lstrip(".")
+        if module is not None and parametrize.is_parametrized(module, "weight"):
             skipped[parameter] = "parametrised: its scale is set by the parametrisation"
         elif weight is None:
             skipped[parameter] = "has no weight of its own"

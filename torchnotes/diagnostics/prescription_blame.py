@@ -63,7 +63,7 @@ def sections(layers: Sequence[LayerSignal]) -> list[Section]:
     ideals: dict[tuple[str, str], float | None] = {}
     heads = spine(layers)
     found = []
-    for before, head in zip([None, *heads[:-1]], heads, strict=True):
+    for before, head in zip([None, *heads], heads, strict=False):
         start = before.order if before is not None else -1
         between = [layer for layer in layers if start < layer.order < head.order]
         activation = next((layer for layer in between if layer.role == "activation"), None)

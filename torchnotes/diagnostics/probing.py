@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from torchnotes._checks import check_same_shape, describe
 from torchnotes.diagnostics.capture import Capture, role_of, tensors_in
+from torchnotes.diagnostics.function_weights import FunctionWeights
 from torchnotes.diagnostics.report import SignalReport, make_report
 from torchnotes.diagnostics.theory import Theory, theory_of
 from torchnotes.diagnostics.theory_graph import Recorder
@@ -39,8 +40,9 @@ def probe(
         target: what the loss compares with.
         loss: a function of output and target, or of the output alone where there is no target; returns a scalar.
         theory: whether to work out what each layer should do beside what it did; it takes as long again as the rest.
-            A fully sharded model has none: its weights are not here as a whole. Activations that the model calls as
-            functions (``F.relu(...)``) have rows only with it.
+            A fully sharded model has none: its weights are not here as a whole. What the model calls as functions
+            (``F.relu(...)``, ``F.linear(x, self.weight)``, ``x @ self.weight``, ``F.layer_norm(...)``) has rows only
+            with it; such a layer is called by its parameter's name.
 
     Returns:
         The report: ``print`` it, or read ``.layers .forward_growth .backward_growth .verdict .first_bad_layer``.
@@ -130,7 +132,10 @@ def _run(
     parameters = [p for p in model.parameters() if p.requires_grad]
     with _as_found(model), Capture(model) as capture, torch.enable_grad():
         capture.begin()
-        watching = Recorder(model, lambda: capture.busy, capture.function_called) if theory else None
+        watching = None
+        if theory:
+            layers = FunctionWeights(model, capture)
+            watching = Recorder(model, lambda: capture.busy, capture.function_called, layers)
         with watching or contextlib.nullcontext() as recorder:
             if recorder is not None:
                 recorder.begin([args, kwargs])

@@ -136,7 +136,8 @@ def _of_call(call: ModuleCall) -> Expectation:
 
 def _between_layers(recorder: Recorder) -> Iterator[Expectation]:
     """From the output of each weight layer to that of the next one that the signal reaches from it."""
-    by_node = {call.exit.index: call for call in recorder.calls if isinstance(call.exit.step, Weighted)}
+    # A container returns what its last layer made, and returns later: the first to have made it is the layer.
+    by_node = {call.exit.index: call for call in reversed(recorder.calls) if isinstance(call.exit.step, Weighted)}
     heads = [node for node in recorder.nodes if isinstance(node.step, Weighted)]
     for before, after in itertools.pairwise(heads):
         start, call = by_node.get(before.index), by_node.get(after.index)

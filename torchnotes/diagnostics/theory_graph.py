@@ -9,7 +9,7 @@ afresh at its measured state: a gap in the expectation, not an invention.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,8 @@ from torchnotes.diagnostics.theory_quadrature import Elementwise
 from torchnotes.diagnostics.theory_state import State, measure_state
 from torchnotes.diagnostics.theory_steps import Step
 from torchnotes.init.following import activation_name
+
+OnCall = Callable[[str, Sequence[Any], Mapping[str, Any], Tensor, str], "tuple[str, int] | None"]
 
 
 @dataclass(eq=False)
@@ -70,6 +72,8 @@ class Recorder(TorchFunctionMode):
         ignoring: asked at each call of a function whether it is somebody's measurement and no part of the model.
         on_activation: told of each activation that is called as a function: what to call it (``blocks.7.relu()``), the
             function's own name, how many calls of that name came before, the function and what it returned.
+        on_call: told of each other function that is called, with its name, arguments, output and the path of the module
+            it is called in; says what it is called as a layer, and how many such calls came before, or None.
 
     Attributes:
         nodes: in the order of execution.
@@ -81,10 +85,12 @@ class Recorder(TorchFunctionMode):
         model: nn.Module,
         ignoring: Callable[[], bool] = lambda: False,
         on_activation: Callable[[str, str, int, Elementwise, Tensor], None] | None = None,
+        on_call: OnCall | None = None,
     ) -> None:
         super().__init__()
         self._ignoring = ignoring
         self._on_activation = on_activation
+        self._on_call = on_call
         self.nodes: list[Node] = []
         self.calls: list[ModuleCall] = []
         self._model = model
@@ -141,11 +147,23 @@ class Recorder(TorchFunctionMode):
             kind = activation_name(func) if isinstance(step, steps.Activation) else None
             if kind is not None:
                 self._function_called(kind, node, output)
+            elif self._on_call is not None:
+                self._layer_called(getattr(func, "__name__", ""), args, kwargs, node, output)
         return result
 
+    def _layer_called(self, kind: str, args: Any, kwargs: Any, node: Node, output: Tensor) -> None:
+        assert self._on_call is not None
+        called = self._on_call(kind, args, kwargs, output, self._inside)
+        if called is not None:
+            self.calls.append(ModuleCall(called[0], kind, called[1], node.inputs[0], node))
+
+    @property
+    def _inside(self) -> str:
+        """Path of the module whose forward is running."""
+        return self._name(self._open[-1][0]) if self._open else ""
+
     def _function_called(self, kind: str, node: Node, output: Tensor) -> None:
-        inside = self._name(self._open[-1][0]) if self._open else ""
-        name = f"{inside}.{kind}()".lstrip(".")
+        name = f"{self._inside}.{kind}()".lstrip(".")
         number = self._function_counts.get(name, 0)
         self._function_counts[name] = number + 1
         self.calls.append(ModuleCall(name, kind, number, node.inputs[0], node))

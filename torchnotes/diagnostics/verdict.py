@@ -100,6 +100,8 @@ def _judge_direction(
         return Finding(direction, "non-finite", growth, change, band, broken.label, reason)
     if len(curve.layers) < 2:
         reason = f"Fewer than two weight layers passed {_NAMES[direction]} on: there is no growth to judge."
+        if not curve.layers:
+            reason += " Weights used in functions (F.linear) are no modules: `probe(model, inputs)` sees those too."
         return Finding(direction, "healthy", growth, change, band, None, reason)
 
     if _all_zero(curve):
@@ -170,10 +172,11 @@ def _first_bad(curve: Profile, tolerance: float) -> int:
 
 
 def _chance_could(curve: Profile, drift: fluctuation.Drift, sigmas: float) -> bool:
-    """Whether the walk of a sound net reaches this far, and the curve does look like a walk: steps that scatter."""
+    """Whether the walk of a sound net reaches this far, and the curve looks like a walk: many steps that scatter."""
     steps = np.diff(curve.log10)
     reached = drift.mean[-1] - sigmas * drift.std[-1] <= curve.log10[-1] <= drift.mean[-1] + sigmas * drift.std[-1]
-    return bool(reached and steps.std() > abs(steps.mean()))
+    scatter = steps.std() > abs(steps.mean()) and np.abs(steps).max() < 0.4 * np.abs(curve.log10).max()
+    return bool(reached and scatter)
 
 
 def _total_change(curve: Profile) -> float:
@@ -230,7 +233,7 @@ def fluctuation_steps(layers: Sequence[LayerSignal]) -> dict[str, fluctuation.St
     steps: dict[str, fluctuation.Step] = {}
     heads = verdict_profile.spine(layers)
     unseen = _IDENTITY if _nothing_between(heads) else fluctuation.RELU_KURTOSIS
-    for head, following in zip(heads, [*heads[1:], None], strict=True):
+    for head, following in itertools.zip_longest(heads, heads[1:]):
         end = following.order if following is not None else math.inf
         group = [layer for layer in layers if head.order < layer.order < end]
         width = max(_width(head), 1)
@@ -343,6 +346,11 @@ def _bad_reason(
         f"{curve.layers[-1].label}, from {first} on; chance at these widths explains factors of 10^{band[0]:.1f} to "
         f"10^{band[1]:.1f} over the net."
     )
+    steps = np.diff(curve.log10)
+    largest = int(np.argmax(np.abs(steps)))
+    if len(steps) > 3 and abs(steps[largest]) > 0.4 * abs(change):
+        at = curve.layers[largest + 1].label
+        text += f" Most of it in one step: by {abs(steps[largest]):.1f} decades on the way to {at}."
     return text
 
 
