@@ -1,6 +1,7 @@
 """What is in the event files, read back from disk with TensorBoard's own reader."""
 
 import math
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -55,7 +56,25 @@ def test_a_probes_depth_curves_have_one_point_for_each_layer(tmp_path):
         )
     page = events.Tensors("Verdict/text_summary")[0].tensor_proto.string_val[0].decode()
     assert page.startswith("**Activations healthy, gradients healthy.**")
-    assert "| 0 | Linear |" in page
+    assert "| 1 | 0 | Linear |" in page
+    assert "| 7 | 12 | Linear |" in page  # the number by which the curves count
+    assert "| zeros |" in page
+
+
+def test_a_page_without_zeros_has_no_column_for_them():
+    net = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 3))
+    page = board.verdict_page(probe(net, torch.randn(8, 8, generator=seeded(1))), ["* noticed"])
+    assert "zeros" not in page
+    assert page.index("* noticed") < page.index("| no. |")  # what is below the table nobody scrolls to
+    widths = {line.count("|") for line in page.splitlines() if line.startswith("|")}
+    assert widths == {7}
+
+
+def test_a_page_does_not_call_healthy_what_was_not_measured():
+    page = board.verdict_page(probe(nn.Sequential(nn.LayerNorm(8), nn.ReLU()), torch.randn(4, 8, generator=seeded(1))))
+    assert page.startswith("**Nothing that could be judged.**")
+    assert "activations not measured, gradients not measured" in page
+    assert page.count("probe(model, inputs)") == 1
 
 
 def test_exact_zeros_are_left_out_not_drawn(tmp_path):
@@ -112,8 +131,8 @@ def test_each_layer_over_training_is_thinned_by_the_stated_rule(run):
     events, records = run
     tag = f"3 {sinks.EACH.format(part='Activations')}/1 0"
     points = scalars(events, tag)
-    # 20 logged steps, two training steps apart: the first 16 of them, and then those with a number divisible by 4.
-    assert [step for step, _ in points] == [*range(0, 32, 2), 32]
+    # 20 logged steps, two training steps apart: the first 8 of them, then those whose number 4, then 8 divides.
+    assert [step for step, _ in points] == [*range(0, 16, 2), 16, 24, 32]
     assert points[0][1] == pytest.approx(records[0].layers[0].activation.log10_rms, abs=1e-6)
 
 
@@ -133,8 +152,11 @@ def test_histograms_pictures_verdict_and_hparams(run):
     assert sum(events.Histograms(histogram)[0].histogram_value.bucket) == 128
     pictures = [tag for tag in tags["images"] if tag.startswith("7 ")]
     assert [tag.partition("/")[2] for tag in pictures] == ["activations", "gradients", "units that were zero"]
-    assert "Verdict at the last logged step/text_summary" in tags["tensors"]
-    assert scalars(events, "9 Columns of the HParams table/last loss")
+    assert {events.Images(tag)[0].step for tag in pictures} == {38}
+    for when, step in (("first", 0), ("last", 38)):
+        (page,) = events.Tensors(f"Verdict at the {when} logged step/text_summary")
+        assert page.step == step
+    assert scalars(events, "9 When the run ended/last loss")
     assert any(tag.startswith("_hparams_") for tag in events.summary_metadata)
 
 
@@ -151,24 +173,43 @@ def test_groups_can_be_numbered_from_elsewhere_and_a_writer_stays_open(tmp_path)
     assert tags["histograms"] == []
 
 
-def test_a_thousand_logged_steps_of_fifty_layers_stay_under_a_megabyte(tmp_path):
+def named(depth, path, layer):
+    """Deep, with the long names of a real model: each point of a curve carries its layer's name."""
+    net = nn.Sequential()
+    for number in range(depth):
+        net.add_module(layer.format(number), nn.Linear(8, 8))
+        net.add_module(f"relu_{number}", nn.ReLU())
+    net.add_module("out", nn.Linear(8, 3))
+    initialize_(net, generator=seeded())
+    for part in reversed(path.split(".")):
+        net = nn.Sequential(OrderedDict([(part, net)]))
+    return net
+
+
+@pytest.mark.parametrize(
+    ("path", "layer", "longest"), [("net", "{}", 6), ("bert.encoder.layers", "{:02}_attention_output_dense", 45)]
+)
+def test_a_thousand_logged_steps_of_fifty_layers_stay_under_a_megabyte(tmp_path, path, layer, longest):
     """The size is that of the records, whatever made them: one real record, written a thousand times."""
-    net = deep(depth=50)
+    net = named(50, path, layer)
     records = []
     with SignalMonitor(net, None, every=1, sinks=[records.append]) as monitor:
         train(net, 3, monitor)
     sink = sinks.TensorBoardSink(tmp_path)
     last = records[-1]
-    rows = [layer for layer in last.layers if layer.role == "weight"]
+    rows = [row for row in last.layers if row.role == "weight"]
     assert len(rows) == 51
+    assert max(len(row.label) for row in rows[:-1]) == longest
+    generator = np.random.default_rng(0)
     for step in range(1000):
         if sink.wants_histograms(step):
-            for layer in rows:
+            for row in rows:
                 for part in ("activations", "gradients"):
-                    sink.histogram(step, part, f"{layer.depth:03} {layer.label}", np.linspace(-1, 1, 4096))
+                    sink.histogram(step, part, f"{row.depth:03} {row.label}", generator.normal(size=4096))
         fields = {name: getattr(last, name) for name in last.__dataclass_fields__}
         sink(StepRecord(**{**fields, "step": step}))
-    sink.close({layer.label: [0.5] * 256 for layer in rows})
+    # Nothing compresses: every layer and unit another colour.
+    sink.close({row.label: generator.random(256).tolist() for row in rows})
     size = sum(file.stat().st_size for file in tmp_path.iterdir())
     assert 100_000 < size < 1_000_000
 
@@ -177,4 +218,7 @@ def test_the_thinning_rules():
     kept = [count for count in range(1000) if sinks.is_thinned_in(count)]
     assert kept[:18] == [*range(16), 16, 20]
     assert len(kept) == 40
+    fewer = [count for count in range(1000) if sinks.is_thinned_in(count, 8)]
+    assert fewer[:14] == [*range(8), 8, 12, 16, 24, 32, 48]
+    assert len(fewer) == 22
     assert [count for count in range(2000) if sinks.has_histograms(count)] == [0, 9, 99, 999]

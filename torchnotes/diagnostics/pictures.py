@@ -44,7 +44,7 @@ def layer_by_step(steps: Sequence[int], rows: Sequence[Mapping[str, float]], par
         values, aspect="auto", cmap="viridis", interpolation="nearest", vmin=middle - half, vmax=middle + half
     )
     figure.colorbar(drawn, ax=axes, label="log10 rms")
-    axes.set_title(f"Size of the {part} (white: none, zero or not finite)", fontsize=11)
+    axes.set_title(f"Size of the {part} (white: none, zero or not finite)", fontsize=10, loc="right")
     _label_layers(axes, labels)
     ticks = np.unique(np.linspace(0, len(steps) - 1, min(8, len(steps))).round().astype(int))
     axes.set_xticks(ticks, [str(steps[i]) for i in ticks])
@@ -63,7 +63,7 @@ def dead_units(shares: Mapping[str, Sequence[float]]) -> Image | None:
     figure, axes = _figure(len(shares))
     drawn = axes.imshow(values, aspect="auto", cmap="magma_r", interpolation="nearest", vmin=0, vmax=1)
     figure.colorbar(drawn, ax=axes, label="share of logged steps")
-    axes.set_title("Units that were zero for every sample (dark: always, a dead unit)", fontsize=11)
+    axes.set_title("Units that were zero for every sample (dark: always, a dead unit)", fontsize=10, loc="right")
     axes.set_xlabel("units of the layer, the deadest first")
     _label_layers(axes, list(shares))
     return _render(figure)
@@ -73,14 +73,25 @@ def _figure(rows: int) -> tuple[Figure, Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.5, min(8.0, 1.8 + 0.14 * rows)), dpi=80, layout="constrained")
+    # TensorBoard shows a picture some 350 pixels wide until it is clicked: few pixels, and letters that survive that.
+    figure = Figure(figsize=(6.0, min(6.5, 2.0 + 0.15 * rows)), dpi=80, layout="constrained")
     FigureCanvasAgg(figure)  # its own canvas: the user's choice of backend is left alone
     return figure, figure.add_subplot()
 
 
 def _label_layers(axes: Any, labels: Sequence[str]) -> None:
-    stride = max(1, math.ceil(len(labels) / 30))
-    axes.set_yticks(range(0, len(labels), stride), [label[-28:] for label in labels[::stride]], fontsize=9)
+    stride = max(1, math.ceil(len(labels) / 20))
+    axes.set_yticks(range(0, len(labels), stride), [_short(label) for label in labels[::stride]], fontsize=10)
+    axes.set_ylabel("layer" if stride == 1 else f"layer (every {_ordinal(stride)} is named)")
+
+
+def _short(label: str, most: int = 26) -> str:
+    """The end of a path tells layers apart; what is cut off shows."""
+    return label if len(label) <= most else "…" + label[1 - most :]
+
+
+def _ordinal(number: int) -> str:
+    return {2: "2nd", 3: "3rd"}.get(number, f"{number}th")
 
 
 def _render(figure: Figure) -> Image:

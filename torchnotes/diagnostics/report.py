@@ -107,7 +107,7 @@ class SignalReport:
         """The verdict in words, with growth, first bad layer and cure."""
         lines = [f"Verdict: {self.verdict}"]
         lines.append(
-            f"Growth per layer: activations ×{_factor(self.forward_growth)}, gradients ×{_factor(self.backward_growth)}"
+            f"Growth per layer: activations {_factor(self.forward_growth)}, gradients {_factor(self.backward_growth)}"
         )
         if self.first_bad_layer is not None:
             lines.append(f"First layer that leaves the band: {self.first_bad_layer}")
@@ -221,7 +221,7 @@ def _share(value: float) -> str:
 
 
 def _factor(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.4g}"
+    return "not measured" if value is None else f"×{value:.4g}"
 
 
 def _json_number(value: Any) -> Any:

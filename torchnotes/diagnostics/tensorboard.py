@@ -8,7 +8,7 @@ exactly zero has no logarithm and is left out of its curve. Set the smoothing sl
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from torchnotes.diagnostics.growth import trunk
@@ -69,18 +69,32 @@ def write_report(writer: SummaryWriter, report: SignalReport, *, first_group: in
     writer.add_text("Verdict", verdict_page(report), 0)
 
 
-def verdict_page(report: SignalReport) -> str:
-    """The verdict, the growth and the table of layers in Markdown."""
-    lines = [f"**{str(report.verdict).capitalize()}.**", "", *report.summary().splitlines()[1:], ""]
-    lines = [line + "  " if line else line for line in lines]
-    lines += ["| layer | kind | activation rms | gradient rms | zeros | weight rms |", "|---|---|---|---|---|---|"]
+def verdict_page(report: SignalReport, notes: Iterable[str] = ()) -> str:
+    """The verdict, the growth, what else was noticed and the table of layers, in Markdown.
+
+    The first column is the number by which the depth curves and the cards of single layers count.
+    """
+    judged = any(layer.role == "weight" for layer in report.layers)
+    headline = str(report.verdict).capitalize() if judged or not report.healthy else "Nothing that could be judged"
+    lines = [f"**{headline}.**", "", *report.summary().splitlines()[1:], ""]
+    lines = [line + "  " if line else line for line in lines] + [*notes, ""]
+    # Where nothing sets values to zero a column of "0 %" says nothing.
+    some_zeros = any(layer.role == "activation" or layer.activation.share_zero >= 0.005 for layer in report.layers)
+    headings = ["no.", "layer", "kind", "activation rms", "gradient rms", *["zeros"] * some_zeros, "weight rms"]
+    lines += [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
     for layer in report.layers:
         mark = "▶ " if layer.label == report.first_bad_layer else ""
         zeros = layer.activation.share_zero
-        lines.append(
-            f"| {mark}{layer.label} | {layer.kind} | {scale(layer.activation)} | {scale(layer.gradient)} | "
-            f"{'' if math.isnan(zeros) else f'{100 * zeros:.0f} %'} | {scale(layer.weight)} |"
-        )
+        cells = [
+            str(layer.depth) if layer.role == "weight" else "",
+            f"{mark}{layer.label}",
+            layer.kind,
+            scale(layer.activation),
+            scale(layer.gradient),
+            *["" if math.isnan(zeros) else f"{100 * zeros:.0f} %"] * some_zeros,
+            scale(layer.weight),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

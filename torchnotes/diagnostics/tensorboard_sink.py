@@ -59,10 +59,11 @@ class TensorBoardSink:
 
     * every logged step: growth per layer and loss, as one event; the first 256 full ones, then 64 to each doubling of
       their number: also dead units, update-to-weight ratio and gradient noise;
-    * the first 16 logged steps, then 4 to each doubling: the scale of every layer;
+    * the first 8 logged steps, then 2 to each doubling: the scale of every layer (each point carries the layer's name);
     * the 1st, 10th, 100th, ... logged step: histograms, of 20 bins;
     * the first logged step, and the last on closing: the depth curves;
-    * on closing: heat maps of layer × step, the map of dead units, the verdict.
+    * on closing: heat maps of layer × step (of the first 16 logged steps, then 4 to each doubling), the map of dead
+      units, the verdicts of the first and the last logged step.
 
     Args:
         target: a log directory, or an open writer, which is then not closed.
@@ -84,6 +85,7 @@ class TensorBoardSink:
         self._writer: Any = None if self._owned else target
         self._count = 0
         self._full_count = 0
+        self._earliest: StepRecord | None = None
         self._last: StepRecord | None = None
         self._written: list[tuple[int, dict[str, tuple[float, float]]]] = []
 
@@ -106,8 +108,9 @@ class TensorBoardSink:
         if self._count == 0:
             write_depth_curves(self.writer, record.layers, number=self._first, when="at the first step")
         self._write_values(record.step, when, self._health(record))
-        if is_thinned_in(self._count):
+        if is_thinned_in(self._count, 8):
             self._write_values(record.step, when, self._each_layer(record.layers))
+        if is_thinned_in(self._count):
             self._written.append(
                 (
                     record.step,
@@ -120,6 +123,7 @@ class TensorBoardSink:
         self._count += 1
         if record.full:
             self._full_count += 1
+            self._earliest = self._earliest or record
             self._last = record
 
     def histogram(self, step: int, part: str, name: str, values: Any) -> None:
@@ -143,18 +147,20 @@ class TensorBoardSink:
         record = self._last
         if record is not None:
             write_depth_curves(self.writer, record.layers, number=self._first, when="at the last step")
+            if self._earliest is not None and self._earliest is not record:
+                page = verdict_page(make_report(self._earliest.layers, loss=self._earliest.loss))
+                self.writer.add_text("Verdict at the first logged step", page, self._earliest.step)
             report = make_report(record.layers, loss=record.loss)
-            page = "\n\n".join([verdict_page(report), *notes])
-            self.writer.add_text("Verdict at the last logged step", page, record.step)
-            self._write_pictures(dead_units or {})
+            self.writer.add_text("Verdict at the last logged step", verdict_page(report, notes), record.step)
+            self._write_pictures(dead_units or {}, record.step)
             if self._hparams is not None:
                 write_hparams(
                     self.writer,
                     self._hparams,
                     {
-                        "9 Columns of the HParams table/growth of activations": report.forward_growth or math.nan,
-                        "9 Columns of the HParams table/growth of gradients": report.backward_growth or math.nan,
-                        "9 Columns of the HParams table/last loss": math.nan if record.loss is None else record.loss,
+                        "9 When the run ended/growth of activations": report.forward_growth or math.nan,
+                        "9 When the run ended/growth of gradients": report.backward_growth or math.nan,
+                        "9 When the run ended/last loss": math.nan if record.loss is None else record.loss,
                     },
                 )
         if self._writer is not None:
@@ -196,7 +202,7 @@ class TensorBoardSink:
                 values[f"{heading}/{number:0{digits}} {layer.label}"] = log10_rms(layer, direction)  # type: ignore[arg-type]
         return values
 
-    def _write_pictures(self, dead_units: Mapping[str, Sequence[float]]) -> None:
+    def _write_pictures(self, dead_units: Mapping[str, Sequence[float]], last: int) -> None:
         from torchnotes.diagnostics import pictures
 
         heading = group(self._first + 6, PICTURES)
@@ -207,8 +213,8 @@ class TensorBoardSink:
                 part,
             )
             if picture is not None:
-                self.writer.add_image(f"{heading}/{part}", picture, dataformats="HWC")
+                self.writer.add_image(f"{heading}/{part}", picture, last, dataformats="HWC")
         if dead_units:
             picture = pictures.dead_units(dead_units)
             if picture is not None:
-                self.writer.add_image(f"{heading}/units that were zero", picture, dataformats="HWC")
+                self.writer.add_image(f"{heading}/units that were zero", picture, last, dataformats="HWC")

@@ -100,7 +100,7 @@ def _judge_direction(
         return Finding(direction, "non-finite", growth, change, band, broken.label, reason)
     if len(curve.layers) < 2:
         reason = f"Fewer than two weight layers passed {_NAMES[direction]} on: there is no growth to judge."
-        if not curve.layers:
+        if not curve.layers and direction == "forward":
             reason += " Weights used in functions (F.linear) are no modules: `probe(model, inputs)` sees those too."
         return Finding(direction, "healthy", growth, change, band, None, reason)
 
