@@ -3,11 +3,13 @@
     python -m experiments.benchmarks.monitor_overhead --json monitor_overhead.json
 
 The net: 50 layers, 256 wide, ReLU, batch 256, SGD. Every variant trains its own copy. The variants that log every step
-take turns with the bare net, a few steps each. The one that logs every 50th takes turns with it step by step, and its
-logged and unlogged steps are kept apart: its cost is (49 · unlogged + logged) / (50 · bare), each a median over a
-round, so that one slow moment of the machine does not decide. The figure is the median of the rounds. Behind it stands
-the interval in which 95 % of the figures lie that come out when the rounds are drawn anew, with replacement. An
-unlogged step has one more witness: what the monitor adds to a step of a net of a single weight, all of it its own code.
+take turns with the bare net, some steps each, and their times are added up, as a monitor hands on some steps together;
+they have logged a few dozen steps before, as the first ones write more. The one that logs every 50th takes turns with
+the bare net step by step, and its logged and unlogged steps are kept apart: its cost is (49 · unlogged + logged) /
+(50 · bare), each a median over a round, so that one slow moment of the machine does not decide. The figure is the
+median of the rounds. Behind it stands the interval in which 95 % of the figures lie that come out when the rounds are
+drawn anew, with replacement. An unlogged step has one more witness: what the monitor adds to a step of a net of a
+single weight, all of it its own code.
 
 Beside ours, two common ways to log the same net, written as those libraries do it:
 
@@ -43,9 +45,10 @@ class Config:
     depth: int = 50
     width: int = 256
     batch: int = 256
-    rounds: int = 8
+    rounds: int = 12
     every: int = 50
-    block: int = 4  # steps in a row of a variant that logs every step
+    block: int = 8  # steps in a row of a variant that logs every step
+    warm_up: int = 32  # steps before the first that is timed
     device: str = "cpu"
     json: Path | None = None
 
@@ -123,6 +126,9 @@ def variants(logs: Path) -> dict[str, Callable[[nn.Module], Any]]:
     """How each variant that logs every step attaches itself to a net."""
     return {
         "SignalMonitor, every=1": lambda net: SignalMonitor(net, logs / "every1", every=1),
+        "SignalMonitor, every=1, without numba": lambda net: SignalMonitor(
+            net, logs / "plain", every=1, compiled=False
+        ),
         "SignalMonitor, every=1, detail=10": lambda net: SignalMonitor(net, logs / "detail10", every=1, detail=10),
         "fastai-style hooks, every step": FastaiStyle,
         "wandb-style watch, every step": WandbStyle,
@@ -167,8 +173,8 @@ def measure(config: Config) -> list[Row]:
         sparse, monitor = make_step(config, lambda net: SignalMonitor(net, logs / "sparse", every=config.every))
         others = {name: make_step(config, watch)[0] for name, watch in variants(logs).items()}
         for step in (bare, *others.values()):
-            step()
-            step()
+            for _ in range(config.warm_up):
+                step()
         taken: dict[str, Rounds] = {name: [] for name in ("sparse", *others)}
         for _ in range(config.rounds):
             beside: tuple[list[float], list[float], list[float]] = ([], [], [])
@@ -176,10 +182,11 @@ def measure(config: Config) -> list[Row]:
                 beside[0].append(time_of(config, bare))
                 beside[1 if index else 2].append(time_of(config, sparse))
             taken["sparse"].append(beside)
-            own = [time_of(config, bare) for _ in range(config.block)]
+            own = [statistics.fmean(time_of(config, bare) for _ in range(config.block))]
             for name, step in others.items():
                 step()  # the first after another net has run finds its caches cold
-                taken[name].append((own, [], [time_of(config, step) for _ in range(config.block)]))
+                times = [time_of(config, step) for _ in range(config.block)]
+                taken[name].append((own, [], [statistics.fmean(times)]))
         monitor.close()
     bare_rounds: Rounds = [(bare_times, [], bare_times) for bare_times, _, _ in taken["sparse"]]
     unlogged: Rounds = [(bare_times, [], times) for bare_times, times, _ in taken["sparse"]]

@@ -213,7 +213,7 @@ class Capture:
             self.busy = False
 
     def _after_forward(self, site: Site, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if torch.compiler.is_compiling() or not self.recording:
+        if not self.recording or _is_compiling():
             return
         if self._training_only and not torch.is_grad_enabled():
             return
@@ -244,7 +244,7 @@ class Capture:
             if found is None:
                 return
             tensor = found
-        if _inside_backward():
+        if _graph_task() != -1:
             self._hook_recomputed(site, tensor)
             return
         version = 0 if tensor.is_inference() else tensor._version
@@ -302,6 +302,7 @@ def _on_gradient(tensor: Tensor, function: Callable[[Tensor], None]) -> None:
     tensor.grad_fn._register_hook_dict(tensor)
 
 
+_is_compiling = torch.compiler.is_compiling
 _OURS = object()  # the keys of other hooks, set later, are numbers
 _graph_task: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lambda: -1)
 

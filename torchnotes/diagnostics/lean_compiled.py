@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from torchnotes.diagnostics import _kernels
@@ -25,38 +27,38 @@ class Compiled(Lean):
 
     def __init__(self, shipment: Shipment) -> None:
         super().__init__(shipment)
-        self._marks: IdleMarks = (None, None)
+        self.marks: IdleMarks = (None, None)
         self._team = _kernels.team()
 
     def output(self, tensor: Tensor, ends: Ends | None, axis: int | None) -> Measured:
         """Every moment; behind an activation also the values on flat ends and the idle units."""
         if axis is None:
             return self._whole(tensor)
-        self._marks = (None, None)
-        if not is_ordinary(tensor) or not tensor.numel() or tensor.dim() < 2:
-            return super().output(tensor, ends, axis)
-        shape, address = tensor.shape, tensor.data_ptr()
-        axis %= len(shape)
-        channels = shape[axis]
-        size = math.prod(shape[:axis]), channels, math.prod(shape[axis + 1 :])
-        idle = np.empty(channels, dtype=np.int32)
-        found = _sums_and_idle(address, *size, idle, self._team)
-        if not found[3] < math.inf:
-            return super().output(tensor, ends, axis)
+        count, shape = tensor.numel(), tensor.shape
+        if not is_ordinary(tensor) or not count or len(shape) < 2:
+            found = super().output(tensor, ends, axis)
+            self.marks = super().idle_units()
+            return found
+        size = _around(shape, axis)
+        idle = np.empty(size[1], dtype=np.int32)
+        sums = _sums_and_idle(tensor.data_ptr(), *size, idle, self._team)
+        if not sums[3] < math.inf:
+            self.marks = (None, None)
+            return of_values(tensor.detach().view(-1), ends)
         if ends is None:
-            self._marks = idle, None
-            return tensor.numel(), *found, -1
+            self.marks = idle, None
+            return count, *sums, -1
         ended = np.empty_like(idle)
-        self._marks = idle, ended
-        return tensor.numel(), *found, _kernels.flat_and_idle(address, *size, *ends, ended)
+        self.marks = idle, ended
+        return count, *sums, _kernels.flat_and_idle(tensor.data_ptr(), *size, *ends, ended)
 
     def gradient(self, tensor: Tensor) -> Measured:
         """Every moment."""
         count = tensor.numel()
         if not is_ordinary(tensor) or not count:
             return super().gradient(tensor)
-        found = _sums(tensor.data_ptr(), count, self._team)
-        return (count, *found, -1) if found[3] < math.inf else of_values(tensor.detach().view(-1), None)
+        sums = _sums(tensor.data_ptr(), count, self._team)
+        return (count, *sums, -1) if sums[3] < math.inf else of_values(tensor.detach().view(-1), None)
 
     _whole = gradient
 
@@ -74,4 +76,11 @@ class Compiled(Lean):
 
     def idle_units(self) -> IdleMarks:
         """Those that were zero, or on a flat end, for every sample."""
-        return self._marks if self._marks[0] is not None else super().idle_units()
+        return self.marks
+
+
+@functools.lru_cache(maxsize=256)
+def _around(shape: torch.Size, axis: int) -> tuple[int, int, int]:
+    """Values before an axis, along it and behind it."""
+    axis %= len(shape)
+    return math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])

@@ -76,9 +76,9 @@ class UnitTracker:
             output: the tensor.
             marks: which units were idle, where that is known already.
         """
-        if output.dim() < 2 or output.numel() == 0:
-            return
         (zero, flat), ends = marks, call.site.ends
+        if zero is None and (output.dim() < 2 or output.numel() == 0):
+            return
         if zero is None or (flat is None and ends is not None):
             values = output.detach() if is_ordinary(output) else plain(output)
             axis = call.channel_axis % values.dim()
