@@ -6,9 +6,8 @@ The net: 50 layers, 256 wide, ReLU, batch 256, SGD. Every variant trains its own
 take turns with the bare net, some steps each, and their times are added up, as a monitor hands on some steps together;
 they have logged a few dozen steps before, as the first ones write more. The one that logs every 50th takes turns with
 the bare net step by step, and its logged and unlogged steps are kept apart: its cost is (49 · unlogged + logged) /
-(50 · bare), each a median over a round, so that one slow moment of the machine does not decide. The figure is the
-median of the rounds. Behind it stands the interval in which 95 % of the figures lie that come out when the rounds are
-drawn anew, with replacement. An unlogged step has one more witness: what the monitor adds to a step of a net of a
+(50 · bare), each a median over all rounds, so that a slow moment of the machine does not decide. Behind each figure
+stands the interval in which 95 % of the figures lie that come out when the rounds are drawn anew, with replacement. An unlogged step has one more witness: what the monitor adds to a step of a net of a
 single weight, all of it its own code.
 
 Beside ours, two common ways to log the same net, written as those libraries do it:
@@ -149,12 +148,10 @@ Rounds = list[tuple[list[float], list[float], list[float]]]
 
 
 def ratio_of(rounds: Rounds, every: int) -> float:
-    """Cost of a training step relative to a bare one, where one in ``every`` is logged: the median of the rounds."""
-    ratios = []
-    for bare, unlogged, logged in rounds:
-        rest = statistics.median(unlogged) * (every - 1) if unlogged else 0.0
-        ratios.append((statistics.median(logged) + rest) / (every * statistics.median(bare)))
-    return statistics.median(ratios)
+    """Cost of a training step relative to a bare one, where one in ``every`` is logged: from the medians of its kinds."""
+    bare, unlogged, logged = ([time for times in kind for time in times] for kind in zip(*rounds, strict=True))
+    rest = statistics.median(unlogged) * (every - 1) if unlogged else 0.0
+    return (statistics.median(logged) + rest) / (every * statistics.median(bare))
 
 
 def row_of(variant: str, rounds: Rounds, every: int) -> Row:

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchnotes.diagnostics import JsonLines, SignalMonitor, probe
 from torchnotes.diagnostics import monitor as monitor_module
+from torchnotes.diagnostics.delivery import TOGETHER
 from torchnotes.diagnostics.lean import Lean
 from torchnotes.diagnostics.lean_compiled import Compiled
 from torchnotes.init import initialize_
@@ -910,7 +911,8 @@ class TestHandingOn:
         return monitor, handed
 
     def test_some_together(self, tmp_path):
-        for steps, known in ((32, 0), (33, 32)):  # the last is under way when the one before is passed on
+        # The last is still under way when those before are passed on.
+        for steps, known in ((TOGETHER, 0), (TOGETHER + 1, TOGETHER)):
             net = make()
             monitor, handed = self.monitor(net, tmp_path / str(steps))
             train(net, steps, monitor=monitor)

@@ -244,9 +244,10 @@ def sums_and_idle(
         idle: an entry for each unit; it becomes 1 where the unit was zero everywhere, else 0.
         team: as for ``sums``.
     """
+    found = sums(address, outer * channels * inner, team)
     values = carray(_floats(address), (outer, channels, inner))
     _mark_idle(values, np.float32(0), np.float32(0), True, idle)
-    return sums(address, outer * channels * inner, team)  # type: ignore[no-any-return]
+    return found  # type: ignore[no-any-return]
 
 
 @_compiled("int64(intp, int64, int64, int64, float32, float32, int32[::1])")
@@ -269,35 +270,79 @@ def flat_and_idle(address: int, outer: int, channels: int, inner: int, low: floa
     return total
 
 
-@_compiled("void(int64[::1], int64[::1], int64[::1], int64[::1], float32[::1])")
-def gather(addresses: Any, strides: Any, runs: Any, counts: Any, out: Any) -> None:
-    """Of each vector ``counts[i]`` values, joined: ``runs[i]`` side by side at each multiple of ``strides[i]``."""
-    at = 0
-    for i in range(addresses.size):
-        run, stride = runs[i], strides[i]
-        x = carray(_floats(addresses[i]), ((counts[i] // run - 1) * stride + run,))
-        for j in range(counts[i] // run):
-            for k in range(run):
-                out[at] = x[j * stride + k]
-                at += 1
+@_part
+def _gather(plan: Any, i: int, joined: Any) -> None:
+    address, stride, run, count, at = plan[0, i], plan[1, i], plan[2, i], plan[3, i], plan[4, i]
+    x = carray(_floats(address), ((count // run - 1) * stride + run,))
+    for j in range(count // run):
+        for k in range(run):
+            joined[at + j * run + k] = x[j * stride + k]
 
 
-@_compiled("void(int64[::1], int64[::1], int64[::1], int64[::1], float32[::1], float64[::1])")
-def relative_change(addresses: Any, strides: Any, runs: Any, counts: Any, before: Any, out: Any) -> None:
-    """√(Σ(x − x₀)² / Σx₀²) of each vector, over the values that ``gather`` has put into ``before``."""
-    at = 0
-    for i in range(addresses.size):
-        run, stride = runs[i], strides[i]
-        x = carray(_floats(addresses[i]), ((counts[i] // run - 1) * stride + run,))
-        change, size = 0.0, 0.0
-        for j in range(counts[i] // run):
-            for k in range(run):
-                old = before[at]
-                step = np.float64(x[j * stride + k] - old)
-                change += step * step
-                size += np.float64(old) * np.float64(old)
-                at += 1
-        out[i] = np.sqrt(change / size) if size > 0 else (np.inf if change > 0 else np.nan)
+@_part
+def _relative_change(plan: Any, i: int, before: Any) -> float:
+    address, stride, run, count, at = plan[0, i], plan[1, i], plan[2, i], plan[3, i], plan[4, i]
+    x = carray(_floats(address), ((count // run - 1) * stride + run,))
+    change, size = 0.0, 0.0
+    for j in range(count // run):
+        for k in range(run):
+            old = before[at + j * run + k]
+            step = np.float64(x[j * stride + k] - old)
+            change += step * step
+            size += np.float64(old) * np.float64(old)
+    if size > 0:
+        return np.sqrt(change / size)  # type: ignore[no-any-return]
+    return np.inf if change > 0 else np.nan
+
+
+@_team_body
+def _sample_share(data: int) -> None:
+    """What one thread of a team does of ``gather``; of ``relative_change`` where there is a place for results."""
+    order = carray(_longs(data), (_HEAD,))
+    count, number, size = order[1], _call(order[6]), _call(order[7])
+    plan = carray(_longs(order[0]), (5, count))
+    joined, results = carray(_floats(order[2]), (order[3],)), order[4]
+    for i in range(count * number // size, count * (number + 1) // size):
+        if results == 0:
+            _gather(plan, i, joined)
+        else:
+            carray(_doubles(results), (count,))[i] = _relative_change(plan, i, joined)
+
+
+@_part
+def _sample_by_team(plan: Any, joined: Any, results: int, team: int) -> None:
+    runtime = carray(_longs(team), (5,))
+    order = np.empty(_HEAD, np.int64)
+    order[0], order[1], order[2], order[3] = plan.ctypes.data, plan.shape[1], joined.ctypes.data, joined.size
+    order[4], order[6], order[7] = results, runtime[1], runtime[2]
+    _start_team(runtime[0], runtime[4], order.ctypes.data)
+
+
+@_compiled("void(int64[:, ::1], float32[::1], intp)")
+def gather(plan: Any, joined: Any, team: int) -> None:
+    """Join samples of many vectors: each entry is read from a cache line of its own, which is what it costs.
+
+    Args:
+        plan: for each vector its address, the stride from one run of entries to the next, the entries side by side in a
+            run, their number in all, and where they begin in ``joined``.
+        joined: takes the entries.
+        team: as for ``sums``.
+    """
+    if team != 0:
+        _sample_by_team(plan, joined, 0, team)
+    else:
+        for i in range(plan.shape[1]):
+            _gather(plan, i, joined)
+
+
+@_compiled("void(int64[:, ::1], float32[::1], float64[::1], intp)")
+def relative_change(plan: Any, before: Any, out: Any, team: int) -> None:
+    """√(Σ(x − x₀)² / Σx₀²) of each vector, over the entries x₀ that ``gather`` has joined in ``before``."""
+    if team != 0:
+        _sample_by_team(plan, before, out.ctypes.data, team)
+    else:
+        for i in range(plan.shape[1]):
+            out[i] = _relative_change(plan, i, before)
 
 
 @_compiled("void(float32[::1], int64[::1], float64, float64, float64[::1], float64[::1], float64[:, ::1])")
@@ -346,7 +391,7 @@ def _runtime() -> Array | None:
         library = ctypes.CDLL(str(path))
         names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
         found = [ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in names]
-        return np.array([*found, _share.address], dtype=np.int64)
+        return np.array([*found, _share.address, _sample_share.address], dtype=np.int64)
     return None
 
 

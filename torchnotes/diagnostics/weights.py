@@ -61,6 +61,20 @@ class _Plan:
         """Whether it is a plan for these."""
         return self.names == names and self.shapes == list(map(_shape.__get__, tensors))
 
+    @functools.cached_property
+    def total(self) -> int:
+        """Entries in all."""
+        return int(self.sizes.sum())
+
+    @functools.cached_property
+    def _rows(self) -> Array:
+        return np.stack([self.sizes, self.strides, self.runs, self.sizes, np.cumsum(self.sizes) - self.sizes])
+
+    def of_addresses(self, tensors: Sequence[Tensor]) -> Array:
+        """The plan for compiled code, with the places where the tensors lie now."""
+        self._rows[0] = addresses(tensors)
+        return self._rows
+
     def entries(self, tensors: Sequence[Tensor]) -> Tensor:
         """The sample."""
         parts = []
@@ -193,8 +207,8 @@ class WeightTracker:
             return plan.entries(tensors)
         from torchnotes.diagnostics import _kernels
 
-        found = np.empty(int(plan.sizes.sum()), dtype=np.float32)
-        _kernels.gather(addresses(tensors), plan.strides, plan.runs, plan.sizes, found)
+        found = np.empty(plan.total, dtype=np.float32)
+        _kernels.gather(plan.of_addresses(tensors), found, _kernels.team())
         return torch.from_numpy(found)
 
     def _ratios(self, plan: _Plan, weights: Sequence[Any], before: Tensor) -> Tensor:
@@ -202,7 +216,7 @@ class WeightTracker:
             from torchnotes.diagnostics import _kernels
 
             found = np.empty(len(weights))
-            _kernels.relative_change(addresses(weights), plan.strides, plan.runs, plan.sizes, before.numpy(), found)
+            _kernels.relative_change(plan.of_addresses(weights), before.numpy(), found, _kernels.team())
             return torch.from_numpy(found)
         change = plan.entries(weights).to(torch.float32) - before
         # Squares in float64: no change that a float32 weight can show underflows.
@@ -212,7 +226,7 @@ class WeightTracker:
         noise, beta = self._noise.get(device), self.decay
         if noise is None or not noise.plan.fits(names, gradients):
             plan = _Plan.of(names, gradients, self.NOISE_ENTRIES)
-            mean = torch.zeros(int(plan.sizes.sum()), dtype=torch.float64, device=device)
+            mean = torch.zeros(plan.total, dtype=torch.float64, device=device)
             noise = self._noise[device] = _Noise(plan, mean, mean.clone(), (mean, mean))
         values = self._entries(noise.plan, gradients)
         if values.dtype is torch.float32 and self._compiled and values.device.type == "cpu":
