@@ -3,12 +3,13 @@
     python -m experiments.benchmarks.monitor_overhead --json monitor_overhead.json
 
 The net: 50 layers, 256 wide, ReLU, batch 256, SGD. Every variant trains its own copy. The variants that log every step
-take turns with the bare net, some steps each, and their times are added up, as a monitor hands on some steps together;
-they have logged a few dozen steps before, as the first ones write more. The one that logs every 50th takes turns with
+take turns with the bare net, some steps each, and their times are added up, as a monitor hands on some steps together.
+All have logged 50 steps before: of the first ones more is written. The one that logs every 50th takes turns with
 the bare net step by step, and its logged and unlogged steps are kept apart: its cost is (49 · unlogged + logged) /
 (50 · bare), each a median over all rounds, so that a slow moment of the machine does not decide. Behind each figure
-stands the interval in which 95 % of the figures lie that come out when the rounds are drawn anew, with replacement. An unlogged step has one more witness: what the monitor adds to a step of a net of a
-single weight, all of it its own code.
+stands the interval in which 95 % of the figures lie that come out when the rounds are drawn anew, with replacement.
+An unlogged step has one more witness: what the monitor adds to a step of a net of a single weight, all of it its own
+code.
 
 Beside ours, two common ways to log the same net, written as those libraries do it:
 
@@ -47,7 +48,7 @@ class Config:
     rounds: int = 12
     every: int = 50
     block: int = 8  # steps in a row of a variant that logs every step
-    warm_up: int = 32  # steps before the first that is timed
+    warm_up: int = 50  # steps before the first that is timed, all of them logged; a multiple of ``every``
     device: str = "cpu"
     json: Path | None = None
 
@@ -148,10 +149,10 @@ Rounds = list[tuple[list[float], list[float], list[float]]]
 
 
 def ratio_of(rounds: Rounds, every: int) -> float:
-    """Cost of a training step relative to a bare one, where one in ``every`` is logged: from the medians of its kinds."""
+    """Cost of a training step relative to a bare one, where one in ``every`` is logged: of each kind the median."""
     bare, unlogged, logged = ([time for times in kind for time in times] for kind in zip(*rounds, strict=True))
     rest = statistics.median(unlogged) * (every - 1) if unlogged else 0.0
-    return (statistics.median(logged) + rest) / (every * statistics.median(bare))
+    return float((statistics.median(logged) + rest) / (every * statistics.median(bare)))
 
 
 def row_of(variant: str, rounds: Rounds, every: int) -> Row:
@@ -167,11 +168,12 @@ def measure(config: Config) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         logs = Path(folder)
         bare, _ = make_step(config, lambda net: None)
-        sparse, monitor = make_step(config, lambda net: SignalMonitor(net, logs / "sparse", every=config.every))
+        sparse, monitor = make_step(config, lambda net: SignalMonitor(net, logs / "sparse", every=1))
         others = {name: make_step(config, watch)[0] for name, watch in variants(logs).items()}
-        for step in (bare, *others.values()):
+        for step in (bare, sparse, *others.values()):
             for _ in range(config.warm_up):
                 step()
+        monitor.every = config.every
         taken: dict[str, Rounds] = {name: [] for name in ("sparse", *others)}
         for _ in range(config.rounds):
             beside: tuple[list[float], list[float], list[float]] = ([], [], [])

@@ -838,6 +838,15 @@ class TestCompiledMeasuring:
         with pytest.raises(TypeError, match="compiled must be True, False or None, got"):
             SignalMonitor(make(), None, compiled="fast")
 
+    def test_a_numba_that_does_not_work(self, monkeypatch):
+        """One that does not go with the installed NumPy raises when it is imported."""
+        monkeypatch.setattr(monitor_module, "_has_numba", lambda: True)
+        monkeypatch.setitem(sys.modules, "torchnotes.diagnostics._kernels", None)
+        with pytest.warns(RuntimeWarning, match="numba is installed but does not work here.*measures without it"):
+            assert SignalMonitor(make(), None).compiled is False
+        with pytest.raises(ImportError):
+            SignalMonitor(make(), None, compiled=True)
+
     def test_it_is_said_which_way_it_is(self, way):
         assert SignalMonitor(make(), None).compiled is (way is Compiled)
         assert SignalMonitor(make(), None, compiled=False).compiled is False

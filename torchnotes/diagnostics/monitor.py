@@ -55,7 +55,7 @@ class SignalMonitor:
         window: logged steps in a row after which a unit that was always zero counts as dead.
         histograms: whether to write histograms too.
         compiled: measure what lies in the CPU's memory with code compiled by numba (`pip install 'torchnotes[fast]'`),
-            which costs a third; None for where numba is installed. Compiling takes some seconds once, the code is kept.
+            which costs half; None for where numba is installed. Compiling takes some seconds once, the code is kept.
         first_group: number of the first group of TensorBoard's tags.
         hparams: entered in TensorBoard's HParams table on closing.
 
@@ -412,7 +412,21 @@ def _can_compile(wanted: bool | None) -> bool:
         raise ModuleNotFoundError(
             "compiled=True needs numba, which is not installed: pip install 'torchnotes[fast]', or leave it at None."
         )
-    return _has_numba() if wanted is None else wanted
+    if wanted or (wanted is None and _has_numba()):
+        try:
+            import torchnotes.diagnostics._kernels  # noqa: F401
+        except Exception as error:
+            if wanted:
+                raise
+            warnings.warn(
+                f"numba is installed but does not work here, so SignalMonitor measures without it, which takes longer: "
+                f"{type(error).__name__}: {error}. compiled=False says so beforehand.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            return False
+        return True
+    return False
 
 
 def _check(model: object, **counts: object) -> None:
