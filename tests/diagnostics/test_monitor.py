@@ -909,6 +909,19 @@ class TestCompiledMeasuring:
             assert any(share > 0 for share in (*found[0][-1].dead.values(), *found[0][-1].saturated.values()))
 
 
+def test_a_sparse_gradient_has_other_values_at_every_step():
+    net, records = nn.Sequential(nn.Embedding(50, 8, sparse=True), nn.Flatten(), nn.Linear(8, 4)), []
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with SignalMonitor(net, None, every=1, sinks=[records.append]) as monitor:
+        for rows in (50, 1, 30, 7, 2):
+            optimizer.zero_grad()
+            F.cross_entropy(net(torch.arange(rows)[:, None]), torch.zeros(rows, dtype=torch.long)).backward()
+            optimizer.step()
+    assert not monitor.aside
+    assert len(records) == 5
+    assert all(record.update_ratio["0.weight"] > 0 for record in records)
+
+
 class TestHandingOn:
     """Without sinks of the user's, measured steps wait for each other; whoever looks is told of all of them."""
 

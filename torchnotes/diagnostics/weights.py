@@ -19,13 +19,19 @@ from torchnotes.diagnostics.measuring import Array, Place, Shipment, addresses, 
 _shape: Any = Tensor.shape
 
 
+def _shapes_of(tensors: Sequence[Tensor]) -> list[torch.Size]:
+    if are_ordinary(tensors):
+        return list(map(_shape.__get__, tensors))
+    return [plain(tensor).shape for tensor in tensors]
+
+
 @dataclass
 class _Plan:
     """Which entries are taken of each of some tensors on one device: the joined sample is one vector.
 
     Attributes:
         names: of the weights.
-        shapes: of the tensors.
+        shapes: of their values: a sparse gradient has other ones at every step.
         strides: from one run of entries to the next, for each tensor.
         runs: entries side by side in each run.
         sizes: entries taken from each in all.
@@ -54,12 +60,13 @@ class _Plan:
         )
         device = local[0].device
         owner = None if device.type == "cpu" else torch.from_numpy(np.arange(len(sizes)).repeat(sizes)).to(device)
-        shapes = [tensor.shape for tensor in tensors]
-        return cls(names, shapes, np.array(strides, dtype=np.int64), np.array(runs, dtype=np.int64), sizes, owner)
+        return cls(
+            names, _shapes_of(tensors), np.array(strides, dtype=np.int64), np.array(runs, dtype=np.int64), sizes, owner
+        )
 
     def fits(self, names: list[str], tensors: Sequence[Tensor]) -> bool:
         """Whether it is a plan for these."""
-        return self.names == names and self.shapes == list(map(_shape.__get__, tensors))
+        return self.names == names and self.shapes == _shapes_of(tensors)
 
     @functools.cached_property
     def total(self) -> int:
