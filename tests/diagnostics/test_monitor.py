@@ -14,8 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torchnotes.diagnostics import JsonLines, SignalMonitor, probe
-from torchnotes.diagnostics import monitor as monitor_module
+from torchnotes.diagnostics import JsonLines, SignalMonitor, monitor_arguments, probe
 from torchnotes.diagnostics.delivery import TOGETHER
 from torchnotes.diagnostics.lean import Lean
 from torchnotes.diagnostics.lean_compiled import Compiled
@@ -25,7 +24,7 @@ from torchnotes.init import initialize_
 @pytest.fixture(params=[Compiled, Lean], autouse=True)
 def way(request, monkeypatch):
     """Everything here holds with numba and without."""
-    monkeypatch.setattr(monitor_module, "_has_numba", lambda: request.param is Compiled)
+    monkeypatch.setattr(monitor_arguments, "_has_numba", lambda: request.param is Compiled)
     return request.param
 
 
@@ -830,7 +829,7 @@ def test_no_warning_in_a_plain_run(tmp_path):
 
 class TestCompiledMeasuring:
     def test_asked_for_without_numba(self, monkeypatch):
-        monkeypatch.setattr(monitor_module, "_has_numba", lambda: False)
+        monkeypatch.setattr(monitor_arguments, "_has_numba", lambda: False)
         with pytest.raises(ModuleNotFoundError, match=r"pip install 'torchnotes\[fast\]'"):
             SignalMonitor(make(), None, compiled=True)
 
@@ -840,7 +839,7 @@ class TestCompiledMeasuring:
 
     def test_a_numba_that_does_not_work(self, monkeypatch):
         """One that does not go with the installed NumPy raises when it is imported."""
-        monkeypatch.setattr(monitor_module, "_has_numba", lambda: True)
+        monkeypatch.setattr(monitor_arguments, "_has_numba", lambda: True)
         monkeypatch.setitem(sys.modules, "torchnotes.diagnostics._kernels", None)
         with pytest.warns(RuntimeWarning, match="numba is installed but does not work here.*measures without it"):
             assert SignalMonitor(make(), None).compiled is False
@@ -867,7 +866,7 @@ class TestCompiledMeasuring:
 
     def test_the_numbers_are_those_without(self, monkeypatch):
         """Layers, channels and transformers' tokens, all kinds of flat ends: the two ways against each other."""
-        monkeypatch.setattr(monitor_module, "_has_numba", lambda: True)
+        monkeypatch.setattr(monitor_arguments, "_has_numba", lambda: True)
         nets = [
             (make(activation=nn.Tanh), (16, 12)),
             (make(activation=nn.ReLU6), (16, 12)),

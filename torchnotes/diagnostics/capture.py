@@ -203,9 +203,26 @@ class Capture:
             function: it, with all its arguments but the signal.
             output: what it returned.
         """
-        if not self.recording:
+        if self.listens:
+            module = FunctionCall(function)
+            self.take_called(Site(name, module, "activation", flat_ends_of_function(kind), number, kind=kind), output)
+
+    @property
+    def listens(self) -> bool:
+        """Whether what is called now is part of the pass that is recorded."""
+        if not self.recording or _inside_backward():
+            return False
+        return not self._training_only or torch.is_grad_enabled()
+
+    def take_called(self, site: Site, output: Tensor) -> None:
+        """Record what a function returned.
+
+        Args:
+            site: the function in the shape of a module, with the number of calls before.
+            output: what it returned.
+        """
+        if self._roles is not None and site.role not in self._roles:
             return
-        site = Site(name, FunctionCall(function), "activation", flat_ends_of_function(kind), number, kind=kind)
         self.busy = True
         try:
             self._take(site, output)

@@ -1,6 +1,6 @@
 """Weights that a model multiplies with by calling a function: ``F.linear(x, self.up)``, ``x @ self.up``.
 
-No hook sees them, for no module is called. Whoever sees functions run (:mod:`torchnotes.diagnostics.theory_graph`)
+No hook sees them, for no module is called. Whoever sees functions run (:mod:`torchnotes.diagnostics.function_calls`)
 shows each of them here, and those that are layers get the record that a module would have got: with the parameter's
 path for a name, so that blame can be read and the cure applied.
 """
@@ -56,6 +56,10 @@ class FunctionWeights:
                 for key, parameter in module.named_parameters(recurse=False):
                     self._names[id(parameter)] = f"{path}.{key}".lstrip(".")
 
+    def begin(self) -> None:
+        """Count the calls of a new pass."""
+        self._counts.clear()
+
     def __call__(
         self, kind: str, args: Sequence[Any], kwargs: Mapping[str, Any], output: Tensor, inside: str
     ) -> tuple[str, int] | None:
@@ -71,7 +75,7 @@ class FunctionWeights:
         Returns:
             What its record is called, and how many calls of that name came before; None where it is no layer.
         """
-        if not self._capture.recording:
+        if not self._capture.listens:
             return None
         role: Role
         if kind == "linear" or kind in _PRODUCTS:
@@ -85,11 +89,7 @@ class FunctionWeights:
             return None
         number = self._counts.get(name, 0)
         self._counts[name] = number + 1
-        self._capture.busy = True
-        try:
-            self._capture._take(Site(name, layer, role, None, number, kind=kind), output)
-        finally:
-            self._capture.busy = False
+        self._capture.take_called(Site(name, layer, role, None, number, kind=kind), output)
         return name, number
 
     def _layer(self, kind: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> FunctionLayer | None:

@@ -51,6 +51,8 @@ class StepRecord:
         rows = []
         for layer in self.layers:
             weight = f"{layer.name}.weight".lstrip(".")
+            if weight not in self.update_ratio and layer.name in self.update_ratio:
+                weight = layer.name  # a parameter that is used in a function gives its row its name
             extra = {
                 "step": self.step,
                 "loss": self.loss,

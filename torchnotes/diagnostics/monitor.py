@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -14,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from torchnotes._checks import describe
 from torchnotes.diagnostics import distributed
 from torchnotes.diagnostics.alerts import Alert
 from torchnotes.diagnostics.delivery import Delivery
 from torchnotes.diagnostics.history import Sink, StepRecord
+from torchnotes.diagnostics.monitor_arguments import can_compile, check_arguments
 from torchnotes.diagnostics.monitor_step import MeasuredStep, loss_scale, numbers
 from torchnotes.diagnostics.report import SignalReport, make_report
 from torchnotes.diagnostics.taking import StepTaker
@@ -34,6 +33,10 @@ class SignalMonitor:
     a parameter of the model), and every ``every``-th of them, the first included, is measured. Training computes bit
     for bit what it computes without. The modules carry hooks on measured steps only, when each tensor is read and one
     small copy brings the numbers of the whole model to the host.
+
+    What the model calls as functions in its forward (``F.relu(...)``, ``F.linear(x, self.weight)``, ``x @ self.up``,
+    ``F.layer_norm(...)``) has the rows that :func:`probe` gives it. A model that calls none on its first full step is
+    looked at for them again on its 10th, 100th, 1000th, … only; one with compiled parts not at all, without ``eager``.
 
     ``monitor.step(loss)`` hands in the loss, and counts the steps where weights are updated without an optimiser.
     Under gradient accumulation the last pass before the update is measured. Evaluation under ``torch.no_grad`` is
@@ -98,7 +101,7 @@ class SignalMonitor:
         first_group: int = 1,
         hparams: Mapping[str, str | float] | None = None,
     ) -> None:
-        _check(model, every=every, window=window, detail=detail)
+        check_arguments(model, every=every, window=window, detail=detail)
         spread = distributed.is_replicated(model)
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = model.module
@@ -106,7 +109,7 @@ class SignalMonitor:
         self.every = every
         self.steps = 0
         self.aside = False
-        self.compiled = _can_compile(compiled)
+        self.compiled = can_compile(compiled)
         self._eager = eager
         self._scaler = scaler
         self._detail = detail
@@ -117,7 +120,7 @@ class SignalMonitor:
 
             board = TensorBoardSink(log_dir, first_group=first_group, hparams=hparams)
         self._delivery = Delivery(board, list(sinks) if distributed.is_writer() else [])
-        self._taker = StepTaker(self.model, window, self._step_aside, self.compiled)
+        self._taker = StepTaker(self.model, window, self._step_aside, compiled=self.compiled, eager=eager)
         self._parameters = {id(parameter) for parameter in self.model.parameters()}
         self._leader: int | None = None  # the optimiser that counts the steps
         self._pending: MeasuredStep | None = None
@@ -399,43 +402,3 @@ class SignalMonitor:
             RuntimeWarning,
             stacklevel=2,
         )
-
-
-def _has_numba() -> bool:
-    return importlib.util.find_spec("numba") is not None
-
-
-def _can_compile(wanted: bool | None) -> bool:
-    if wanted is not None and not isinstance(wanted, bool):
-        raise TypeError(f"compiled must be True, False or None, got {describe(wanted)}.")
-    if wanted and not _has_numba():
-        raise ModuleNotFoundError(
-            "compiled=True needs numba, which is not installed: pip install 'torchnotes[fast]', or leave it at None."
-        )
-    if wanted or (wanted is None and _has_numba()):
-        try:
-            import torchnotes.diagnostics._kernels  # noqa: F401
-        except Exception as error:
-            if wanted:
-                raise
-            warnings.warn(
-                f"numba is installed but does not work here, so SignalMonitor measures without it, which takes longer: "
-                f"{type(error).__name__}: {error}. compiled=False says so beforehand.",
-                RuntimeWarning,
-                stacklevel=3,
-            )
-            return False
-        return True
-    return False
-
-
-def _check(model: object, **counts: object) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {describe(model)}; wrap a function in a module.")
-    if next(model.parameters(), None) is None:
-        raise ValueError(
-            f"model must have parameters, got {type(model).__name__} with none; there is nothing to train in it."
-        )
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of steps from 1 on, got {value!r}; try {name}=10.")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchnotes.diagnostics._moments import plain
 from torchnotes.diagnostics.capture import Capture
 from torchnotes.diagnostics.captured import Call
+from torchnotes.diagnostics.function_rows import FunctionRows
 from torchnotes.diagnostics.lean import Lean, Scale
 from torchnotes.diagnostics.measuring import Measurer, Shipment
 from torchnotes.diagnostics.monitor_step import MeasuredStep, Sample
@@ -28,12 +29,15 @@ class StepTaker:
         window: full steps in a row after which a unit that was always zero counts as dead.
         on_error: given what was raised inside a hook.
         compiled: measure what lies in the CPU's memory with compiled code.
+        eager: whether the measured steps of compiled parts run uncompiled.
 
     Attributes:
         units: what was seen of the units so far.
     """
 
-    def __init__(self, model: nn.Module, window: int, on_error: Callable[[Exception], None], compiled: bool) -> None:
+    def __init__(
+        self, model: nn.Module, window: int, on_error: Callable[[Exception], None], *, compiled: bool, eager: bool
+    ) -> None:
         self.units = UnitTracker(window, compiled=compiled)
         self._full_measurer: Callable[[Shipment], Measurer] = Lean
         self._scale_measurer: Callable[[Shipment], Measurer] = Scale
@@ -44,6 +48,7 @@ class StepTaker:
         self._weights = WeightTracker(model, compiled=compiled)
         self._shipment = Shipment()
         self._capture = Capture(model, self._observe, on_error=on_error, training_only=True)
+        self._functions = FunctionRows(model, self._capture, on_error, eager=eager)
         self._samples: list[Sample] = []
         self._full = True
 
@@ -60,10 +65,12 @@ class StepTaker:
     def attach(self, full: bool) -> None:
         """Put the hooks on: on every module, or on the weight layers alone."""
         self._capture.attach(None if full else _TRUNK)
+        self._functions.attach(full)
 
     def detach(self) -> None:
         """Take every hook off."""
         self._capture.detach()
+        self._functions.detach()
 
     def begin(self, full: bool, histograms: bool) -> None:
         """Forget the last pass and take the next."""
@@ -75,6 +82,7 @@ class StepTaker:
         self._capture.observed = (("activation", "weight") if histograms else ("activation",)) if full else ()
         self._capture.observed_gradients = ("weight",) if full and histograms else ()
         self._capture.begin()
+        self._functions.begin()
 
     def take(
         self,
@@ -86,6 +94,7 @@ class StepTaker:
         loss: Tensor | float | None,
     ) -> MeasuredStep:
         """End the pass and take the weights and their gradients, just before the update."""
+        self._functions.settle(self._full)
         taken = MeasuredStep(
             step=step,
             collected=self._capture.collect(),

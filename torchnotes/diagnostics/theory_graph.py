@@ -1,30 +1,25 @@
 """The graph of one forward pass, recorded while it runs: which step made which tensor from which others.
 
 Nothing is traced symbolically, so nothing fails to trace: every call of a torch function is seen as it happens
-(``TorchFunctionMode``), with the tensors it really had. Modules that the theory knows as a whole (layers, activations,
-normalisations) count as one step; all others are looked into. The recorder also reads the state of each tensor and of
-the gradient that arrives there. A tensor that appears from nowhere (a custom function, a foreign library) starts
-afresh at its measured state: a gap in the expectation, not an invention.
+(:mod:`torchnotes.diagnostics.function_calls`), with the tensors it really had. Modules that the theory knows as a whole
+(layers, activations, normalisations) count as one step; all others are looked into. The recorder also reads the state
+of each tensor and of the gradient that arrives there. A tensor that appears from nowhere (a custom function, a foreign
+library) starts afresh at its measured state: a gap in the expectation, not an invention.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from torchnotes.diagnostics import theory_steps as steps
-from torchnotes.diagnostics.capture import tensors_in
+from torchnotes.diagnostics.function_calls import FunctionCalls, OnActivation, OnCall, floating
 from torchnotes.diagnostics.theory_lookup import step_of_call, steps_of_module, taken_whole
-from torchnotes.diagnostics.theory_quadrature import Elementwise
 from torchnotes.diagnostics.theory_state import State, measure_state
 from torchnotes.diagnostics.theory_steps import Step
-from torchnotes.init.following import activation_name
-
-OnCall = Callable[[str, Sequence[Any], Mapping[str, Any], Tensor, str], "tuple[str, int] | None"]
 
 
 @dataclass(eq=False)
@@ -64,7 +59,7 @@ class ModuleCall:
     exit: Node
 
 
-class Recorder(TorchFunctionMode):
+class Recorder(FunctionCalls):
     """Records the graph of one forward pass of a model; a context manager around the pass.
 
     Args:
@@ -84,26 +79,16 @@ class Recorder(TorchFunctionMode):
         self,
         model: nn.Module,
         ignoring: Callable[[], bool] = lambda: False,
-        on_activation: Callable[[str, str, int, Elementwise, Tensor], None] | None = None,
+        on_activation: OnActivation | None = None,
         on_call: OnCall | None = None,
     ) -> None:
-        super().__init__()
-        self._ignoring = ignoring
-        self._on_activation = on_activation
-        self._on_call = on_call
+        super().__init__(model, ignoring, on_activation, on_call)
         self.nodes: list[Node] = []
         self.calls: list[ModuleCall] = []
-        self._model = model
         self._of: dict[int, Node] = {}
         self._kept: list[Tensor] = []  # ids are only good as long as their tensors live
-        self._opaque = 0  # modules taken whole that are running now
-        self._busy = False  # our own arithmetic, in a hook
-        self._open: list[tuple[nn.Module, list[Tensor]]] = []
         self._counts: dict[int, int] = {}
-        self._function_counts: dict[str, int] = {}
         self._handles: list[Any] = []
-        self._as_one: dict[int, bool] = {}
-        self._names: dict[int, str] = {id(module): name for name, module in model.named_modules()}
 
     def __enter__(self) -> Recorder:
         for module in self._model.modules():
@@ -122,54 +107,26 @@ class Recorder(TorchFunctionMode):
     def begin(self, inputs: Any) -> None:
         """Make the tensors that come into the model the sources of the graph."""
         self._busy = True
-        for tensor in tensors_in(inputs):
-            if tensor.dtype.is_floating_point:
-                self._add(steps.Source("the input"), [], tensor)
+        for tensor in floating(inputs):
+            self._add(steps.Source("the input"), [], tensor)
         self._busy = False
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the function and record what it made, unless it runs inside a module taken as a whole."""
-        kwargs = kwargs or {}
-        if self._opaque or self._busy or self._ignoring():
-            return func(*args, **kwargs)
-        signals = [tensor for tensor in _floating([args, kwargs]) if id(tensor) in self._of]
-        before = [_version(signal) for signal in signals]
-        result = func(*args, **kwargs)
-        if not signals or not isinstance(result, (Tensor, tuple, list)):
-            return result
-        untouched = {id(s) for s, version in zip(signals, before, strict=True) if version == _version(s)}
+    def _is_signal(self, tensor: Tensor) -> bool:
+        return id(tensor) in self._of
+
+    def _is_whole(self, module: nn.Module) -> bool:
+        return taken_whole(module)
+
+    def _made(self, func: Any, args: Any, kwargs: Any, signals: list[Tensor], outputs: list[Tensor]) -> None:
         sources = [self._of[id(tensor)] for tensor in signals]
-        for output in _floating(result):
-            if id(output) in untouched:  # handed through
-                continue
+        for output in outputs:
             step = step_of_call(func, args, kwargs, signals, output)
             node = self._add(step, sources, output, axis=_axis_after(step, sources[0], output))
-            kind = activation_name(func) if isinstance(step, steps.Activation) else None
-            if kind is not None:
-                self._function_called(kind, node, output)
-            elif self._on_call is not None:
-                self._layer_called(getattr(func, "__name__", ""), args, kwargs, node, output)
-        return result
-
-    def _layer_called(self, kind: str, args: Any, kwargs: Any, node: Node, output: Tensor) -> None:
-        assert self._on_call is not None
-        called = self._on_call(kind, args, kwargs, output, self._inside)
-        if called is not None:
-            self.calls.append(ModuleCall(called[0], kind, called[1], node.inputs[0], node))
-
-    @property
-    def _inside(self) -> str:
-        """Path of the module whose forward is running."""
-        return self._name(self._open[-1][0]) if self._open else ""
-
-    def _function_called(self, kind: str, node: Node, output: Tensor) -> None:
-        name = f"{self._inside}.{kind}()".lstrip(".")
-        number = self._function_counts.get(name, 0)
-        self._function_counts[name] = number + 1
-        self.calls.append(ModuleCall(name, kind, number, node.inputs[0], node))
-        if self._on_activation is not None:
-            assert isinstance(node.step, steps.Activation)
-            self._on_activation(name, kind, number, node.step.function, output)
+            function = step.function if isinstance(step, steps.Activation) else None
+            row = self._row_of(getattr(func, "__name__", ""), function, args, kwargs, output)
+            if row is not None:
+                name, kind, number = row
+                self.calls.append(ModuleCall(name, kind, number, node.inputs[0], node))
 
     def _add(self, step: Step, inputs: list[Node], tensor: Tensor, *, axis: int | None = None) -> Node:
         if axis is None:
@@ -197,28 +154,7 @@ class Recorder(TorchFunctionMode):
             source.consumers.append(node)
         return node
 
-    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._busy = True
-        self._open.append((module, list(_floating([args, kwargs]))))
-        self._opaque += self._whole(module)
-        self._busy = False
-
-    def _after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._busy = True
-        try:
-            self._close(module, output)
-        finally:
-            self._busy = False
-
-    def _close(self, module: nn.Module, output: Any) -> None:
-        while self._open and self._open[-1][0] is not module:  # left behind by a forward that raised and was caught
-            self._opaque -= self._whole(self._open.pop()[0])
-        signals = self._open.pop()[1] if self._open else []
-        whole = self._whole(module)
-        self._opaque -= whole
-        outputs = list(_floating(output))
-        if not outputs or self._opaque:
-            return
+    def _returned(self, module: nn.Module, whole: bool, signals: list[Tensor], outputs: list[Tensor]) -> None:
         result = outputs[0]
         entry = self._of.get(id(signals[0])) if signals else None
         if whole and (id(result) not in self._of or any(result is signal for signal in signals)):
@@ -244,23 +180,6 @@ class Recorder(TorchFunctionMode):
         for step in found[:-1]:
             entry = self._append(step, [entry], None, axis)
         self._add(found[-1], [entry], result, axis=axis)
-
-    def _whole(self, module: nn.Module) -> bool:
-        if id(module) not in self._as_one:
-            self._as_one[id(module)] = taken_whole(module)
-        return self._as_one[id(module)]
-
-    def _name(self, module: nn.Module) -> str:
-        return self._names[id(module)]
-
-
-def _floating(value: Any) -> Iterator[Tensor]:
-    return (tensor for tensor in tensors_in(value) if tensor.dtype.is_floating_point)
-
-
-def _version(tensor: Tensor) -> int:
-    """How often a tensor was written to; of those made in inference mode nobody counts."""
-    return -1 if tensor.is_inference() else tensor._version
 
 
 def _axis_after(step: Step, source: Node, output: Tensor) -> int:

@@ -51,14 +51,20 @@ def steps_of_module(name: str, module: nn.Module, x: Tensor, y: Tensor) -> list[
 
 def taken_whole(module: nn.Module) -> bool:
     """Whether a module is one step (or a few) of the theory, rather than something to look inside of."""
+    if known_whole(module):
+        return True
+    return not any(True for _ in module.children()) and as_elementwise(module) is not None
+
+
+def known_whole(module: nn.Module) -> bool:
+    """The same as far as it can be known without trying the module out, which beside training nobody may."""
     if isinstance(module, (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase, nn.Embedding, nn.EmbeddingBag)):
         return True
     if any(True for _ in module.children()):
         return False
     kind = type(module).__name__
     known = isinstance(module, (nn.Linear, nn.modules.conv._ConvNd, nn.Identity, nn.Flatten, nn.Unflatten))
-    known = known or "Norm" in kind or "Dropout" in kind or type(module).__module__.startswith("torchnotes.nn")
-    return known or as_elementwise(module) is not None
+    return known or "Norm" in kind or "Dropout" in kind or type(module).__module__.startswith("torchnotes.nn")
 
 
 def _source(name: str, module: nn.Module, x: Tensor, y: Tensor) -> list[Step] | None:
