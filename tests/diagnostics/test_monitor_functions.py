@@ -304,7 +304,8 @@ def test_a_segment_run_again_inside_the_forward_is_not_counted() -> None:
     class Differentiates(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.first, self.inner = nn.Linear(WIDTH, WIDTH), Functional()
+            self.first = nn.Linear(WIDTH, WIDTH)
+            self.inner = nn.Sequential(nn.Linear(WIDTH, WIDTH), Functional())
 
         def forward(self, x: Tensor) -> Tensor:
             x = self.first(x)
@@ -319,8 +320,17 @@ def test_a_segment_run_again_inside_the_forward_is_not_counted() -> None:
         assert train(net, (16, WIDTH), 2) == expected
     assert not monitor.aside
     labels = [layer.label for layer in records[1].layers if layer.role == "weight"]
-    once = ["inner.a", "inner.b", "inner.c", "inner.d", "inner.d#1"]
-    assert labels == ["first", *once, "inner.a#1", "inner.b#1", "inner.c#1", "inner.d#2", "inner.d#3"]
+    once = ["inner.0", "inner.1.a", "inner.1.b", "inner.1.c", "inner.1.d", "inner.1.d#1"]
+    assert labels == [
+        "first",
+        *once,
+        "inner.0#1",
+        "inner.1.a#1",
+        "inner.1.b#1",
+        "inner.1.c#1",
+        "inner.1.d#2",
+        "inner.1.d#3",
+    ]
 
 
 def test_accumulated_passes_do_not_add_up() -> None:
