@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from torchnotes.gradcheck._directions import Block, Probe, Region, halves, region_size, without
-from torchnotes.gradcheck._distributed import place_in_group
+from torchnotes.gradcheck._distributed import place_in_group, summed
 from torchnotes.gradcheck._evaluate import unravel
 from torchnotes.gradcheck._patterns import describe_pattern
-from torchnotes.gradcheck._standing_out import by_itself
+from torchnotes.gradcheck._standing_out import OUTCOMES, by_itself
 from torchnotes.gradcheck.compare import BUG, Verdict, norm, ratio_of_norms
 from torchnotes.gradcheck.report import Entry, GradientReport, ParameterReport
 
@@ -119,16 +119,29 @@ def _search(
 
 
 def _leave_out_kinks(probe: Probe, k: int, budget: int, search: Search) -> list[tuple[int, int]]:
-    """Measure what was found entry by entry, as far as the budget goes; return those that are not seen to be wrong."""
+    """Measure what was found entry by entry, as far as the budget goes; return those that are not seen to be wrong.
+
+    Over a process group each entry is measured by one process. Whether the budget reaches is reckoned with the most
+    that each may take, so that all processes reckon alike.
+    """
+    rank, world = place_in_group()
+    found, start = list(search.entries), probe.spent
+    outcomes = torch.zeros(len(found) + 1, dtype=torch.float64, device="cpu")
+    for n, (t, i) in enumerate(found):
+        if n % world == rank:
+            h = 2 * max(abs(float(probe.direction(k, t)[i])), 1.0) * probe.step
+            outcome = by_itself(probe, t, i, h, afford=start + (n + 1) * ALONE <= budget)
+            outcomes[n] = OUTCOMES.index(outcome)
+    outcomes[-1] = probe.spent - start
+    *codes, spent = summed(outcomes, probe.objective.tensors[0].device).tolist()
+    probe.spent = start + round(spent)
     right = []
-    for t, i in list(search.entries):
-        h = 2 * max(abs(float(probe.direction(k, t)[i])), 1.0) * probe.step
-        outcome = by_itself(probe, t, i, h, afford=probe.spent + ALONE <= budget)
-        if outcome != "wrong":
-            search.entries.remove((t, i))
-            search.kinks.append((t, i))
-            search.unclear |= outcome == "unclear"
-            right.append((t, i))
+    for entry, code in zip(found, codes, strict=True):
+        if OUTCOMES[round(code)] != "wrong":
+            search.entries.remove(entry)
+            search.kinks.append(entry)
+            search.unclear |= OUTCOMES[round(code)] == "unclear"
+            right.append(entry)
     return right
 
 

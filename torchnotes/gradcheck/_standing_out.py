@@ -18,6 +18,7 @@ from torchnotes.gradcheck._kinks import branches, same_branches
 
 EPS = 1e-7  # the middle of the ladder of steps
 Outcome = Literal["wrong", "right", "unclear"]
+OUTCOMES: tuple[Outcome, ...] = ("wrong", "right", "unclear")
 
 
 def by_itself(probe: Probe, t: int, i: int, h: float, *, afford: bool = True) -> Outcome:
