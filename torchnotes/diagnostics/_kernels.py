@@ -25,6 +25,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic as _intrinsic
 
+from torchnotes.diagnostics._moments import SAFE_HIGH, SAFE_LOW
 from torchnotes.diagnostics.measuring import Array
 
 carray: Any = numba.carray  # type: ignore[attr-defined]
@@ -34,37 +35,31 @@ _PIECE = 4096  # sums are float32 within a piece, in several lanes, and float64 
 _SHARE = 1 << 14  # values for which it pays to start a thread
 _MOST = 128  # threads
 _HEAD, _ROW = 8, 8  # numbers of eight bytes before the threads' rows, and in each: a cache line
+_RUNTIME = 5  # addresses that ``_runtime`` finds
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 _INFINITE = np.int32(0x7F800000)
-_SAFE_LOW, _SAFE_HIGH = np.float32(1e-12), np.float32(1e11)  # within these the square of a float32 has all its digits
+_SAFE_LOW, _SAFE_HIGH = np.float32(SAFE_LOW), np.float32(SAFE_HIGH)
 
 # Sums may be taken in any order, so that they are vectorised; NaN and infinity keep their meaning.
 _OPTIONS: dict[str, Any] = {"fastmath": {"reassoc", "contract", "nsz"}, "boundscheck": False}
 _part = numba.njit(**_OPTIONS)
 
 
-def _compiled(signature: str) -> Callable[[Any], Any]:
+def _compiled(signature: str, kind: Callable[..., Any] = numba.njit) -> Callable[[Any], Any]:
     """Compile at once, and keep the code on disk where there is a place for it."""
 
     def compile_(function: Any) -> Any:
         try:
-            return numba.njit(signature, cache=True, **_OPTIONS)(function)
+            return kind(signature, cache=True, **_OPTIONS)(function)
         except RuntimeError as error:
             if "cannot cache" not in str(error):
                 raise
-            return numba.njit(signature, **_OPTIONS)(function)
+            return kind(signature, **_OPTIONS)(function)
 
     return compile_
 
 
-def _team_body(function: Any) -> Any:
-    """As ``_compiled``, for a function that C code calls with the address of its data."""
-    try:
-        return numba.cfunc("void(intp)", cache=True, **_OPTIONS)(function)
-    except RuntimeError as error:
-        if "cannot cache" not in str(error):
-            raise
-        return numba.cfunc("void(intp)", **_OPTIONS)(function)
+_team_body = _compiled("void(intp)", numba.cfunc)  # called by C code with the address of its data
 
 
 def _pointer_to(kind: Any) -> Any:
@@ -150,7 +145,7 @@ def _share(data: int) -> None:
 @_part
 def _team_sums(address: int, count: int, team: int) -> tuple[float, float, int, int]:
     """The same by all threads of torch's, each its part."""
-    runtime = carray(_longs(team), (4,))
+    runtime = carray(_longs(team), (_RUNTIME,))
     size = min(count // _SHARE, _MOST)
     room = np.zeros(_HEAD + _ROW * size, np.float64)
     order = room[:_HEAD].view(np.int64)
@@ -311,7 +306,7 @@ def _sample_share(data: int) -> None:
 
 @_part
 def _sample_by_team(plan: Any, joined: Any, results: int, team: int) -> None:
-    runtime = carray(_longs(team), (5,))
+    runtime = carray(_longs(team), (_RUNTIME,))
     order = np.empty(_HEAD, np.int64)
     order[0], order[1], order[2], order[3] = plan.ctypes.data, plan.shape[1], joined.ctypes.data, joined.size
     order[4], order[6], order[7] = results, runtime[1], runtime[2]
