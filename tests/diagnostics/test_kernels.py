@@ -72,8 +72,9 @@ class TestThreads:
     def test_the_threads_are_torchs(self):
         """A second runtime, such as another package brings along, would take turns with torch's threads."""
         home = os.path.realpath(torch.__path__[0])
-        with open("/proc/self/maps") as lines:
-            maps = [(line.split()[0].split("-"), line.split()[-1]) for line in lines]
+        with open("/proc/self/maps") as lines:  # the path is the sixth field, and may hold spaces
+            fields = [line.rstrip("\n").split(maxsplit=5) for line in lines]
+        maps = [(part[0].split("-"), part[-1]) for part in fields]
         for address in _kernels._runtime()[:3].tolist():
             (path,) = [path for (start, end), path in maps if int(start, 16) <= address < int(end, 16)]
             assert path.startswith(home)
