@@ -135,6 +135,15 @@ def record(name: str, config: CommonConfig, claims: Sequence[Claim], tables: Seq
     return path
 
 
+def amount(value: float, spec: str = ".0e", *, none: str = "exactly 0") -> str:
+    """A difference as a sentence gives it: in the format given, and in words where there is none at all.
+
+    >>> amount(3.2e-16), amount(0.0)
+    ('3e-16', 'exactly 0')
+    """
+    return format(value, spec) if value else none
+
+
 @contextmanager
 def progress(console: Console, total: int) -> Iterator[Callable[[str], None]]:
     """A progress bar over ``total`` pieces of work; call what it yields with what was just finished."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from experiments.config import CommonConfig
-from experiments.console import Claim, Table, command_line
+from experiments.console import Claim, Table, amount, command_line
 from experiments.convex import Regression
 from experiments.digits import load_digits
 from experiments.figures import blank_figure
@@ -232,7 +232,7 @@ def claims(results: Results) -> list[Claim]:
             "α₀/(1 + epoch), k α₀/√epoch, 0.95^epoch α₀, a staircase and rates by hand are what the schedulers set.",
             off < 1e-9,
             f"From 0.2 the first gives {', '.join(f'{rate:.4g}' for rate in inverse)}; all agree with their formulas "
-            f"to {off:.0e}.",
+            f"to {amount(off, none='the last bit')}.",
         ),
         Claim(
             "At a constant rate mini-batches end up wandering about the minimum.",

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from experiments.config import CommonConfig
-from experiments.console import Claim, Table, command_line
+from experiments.console import Claim, Table, amount, command_line
 from experiments.datasets import Sets, breast_cancer, split
 from experiments.figures import blank_figure
 from experiments.logs import VariantLogs, save_figure
@@ -265,7 +265,7 @@ def claims(results: Results) -> list[Claim]:
         Claim(
             "Two loops, one loop, no loop and the library's own backward compute the same J, dw and db.",
             results.differences[worst] < SAME,
-            f"Largest relative difference {results.differences[worst]:.0e} ({worst}).",
+            f"Largest relative difference {amount(results.differences[worst])} ({worst}).",
         ),
         Claim(
             "Explicit loops are slow; vectorised code computes the same step in a fraction of the time.",
@@ -276,7 +276,8 @@ def claims(results: Results) -> list[Claim]:
         Claim(
             "A single neuron with a sigmoid is logistic regression.",
             apart < SAME,
-            f"Over {len(results.neuron):,} steps, J of nn.MLP([30, 1]) departs from J by hand by {apart:.0e} at most.",
+            f"Over {len(results.neuron):,} steps, J of nn.MLP([30, 1]) departs from J by hand by {amount(apart)} at "
+            "most.",
         ),
         Claim(
             "J falls at every step of gradient descent.",

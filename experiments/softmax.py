@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from experiments.config import CommonConfig
-from experiments.console import Claim, Table, command_line
+from experiments.console import Claim, Table, amount, command_line
 from experiments.datasets import breast_cancer, split
 from experiments.digits import CLASSES, Digits, load_digits
 from experiments.figures import blank_figure, draw_regions
@@ -261,12 +261,12 @@ def claims(results: Results) -> list[Claim]:
             "For two classes softmax is logistic regression.",
             apart < 1e-9,
             f"Trained side by side on {len(results.twins)} steps (logistic regression at twice the rate) the "
-            f"probabilities differ by {apart:.0e} at most.",
+            f"probabilities differ by {amount(apart)} at most.",
         ),
         Claim(
             "Without a hidden layer the boundaries between classes are straight lines.",
             all(plane.bend < 1e-10 and plane.convex == 1.0 for plane in straight),
-            f"Largest bend {max(plane.bend for plane in straight):.0e}; all regions convex: "
+            f"Largest bend {amount(max(plane.bend for plane in straight))}; all regions convex: "
             f"{min(plane.convex for plane in straight):.2%} of midpoints.",
         ),
         Claim(

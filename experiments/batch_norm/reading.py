@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from experiments.batch_norm.measuring import BATCH, DEPTHS, LEARNED, Results
-from experiments.console import Claim, Table
+from experiments.console import Claim, Table, amount
 from experiments.figures import blank_figure
 
 if TYPE_CHECKING:
@@ -67,17 +67,17 @@ def _identities(results: Results) -> list[Claim]:
         Claim(
             "With γ = √(σ² + ε) and β = μ it is the identity.",
             results.identity < 1e-12,
-            f"Largest |z̃ − z| {results.identity:.0e}, in float64.",
+            f"Largest |z̃ − z| {amount(results.identity)}, in float64.",
         ),
         Claim(
             "A bias before it is redundant: it is subtracted with the mean.",
             moved < 1e-12 and gradient < 1e-12,
-            f"Moved by 3 it changes the output by {moved:.0e}; its gradient is {gradient:.0e}.",
+            f"Moved by 3 it changes the output by {amount(moved)}; its gradient is {amount(gradient)}.",
         ),
         Claim(
             "The notes' running average and PyTorch's keep the same mean; the variances differ by m/(m − 1).",
             apart < 1e-12 and math.isclose(ratio, known, rel_tol=1e-9),
-            f"With β = 0.9 and momentum = 0.1, batches of 8: means {apart:.0e} apart, variances in the ratio "
+            f"With β = 0.9 and momentum = 0.1, batches of 8: means {amount(apart)} apart, variances in the ratio "
             f"{ratio:.6f} (8/7 = {8 / 7:.6f}).",
         ),
     ]
@@ -177,7 +177,8 @@ def _test(results: Results) -> list[Claim]:
             apart < 1e-12
             and "more than 1 value per channel" in refusal
             and math.isclose(running, test["PyTorch's, one image at a time"], abs_tol=1e-9),
-            f"Alone and in a batch a sample's output is the same to {apart:.0e}; in training one alone is refused.",
+            f"Alone and in a batch a sample's output is the same to {amount(apart, none='the last bit')}; in training "
+            "one alone is refused.",
         ),
         Claim(
             "The running averages do as well as the statistics of the whole set, and far better than a small batch's.",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from experiments.console import Claim, Table
+from experiments.console import Claim, Table, amount
 from experiments.figures import blank_figure
 from experiments.init_symmetry.measuring import APART, FAN, FIRST, GAINS, HIDDEN, RANDOM, STARTS, Results, Start
 
@@ -19,6 +19,12 @@ def span(costs: dict[float, float]) -> float:
     """Largest over smallest J where the factor is within ½…2; infinite if one of them diverged."""
     near = [cost if math.isfinite(cost) else math.inf for factor, cost in costs.items() if 0.5 <= factor <= 2]
     return max(near) / min(near)
+
+
+def _varies(costs: dict[float, float]) -> str:
+    """What J does where the factor is within ½…2, as the end of a sentence."""
+    lost = [f"×{factor:g}" for factor, cost in costs.items() if 0.5 <= factor <= 2 and not math.isfinite(cost)]
+    return f"diverges at {' and '.join(lost)}" if lost else f"varies by a factor of {span(costs):.3g}"
 
 
 def claims(results: Results) -> list[Claim]:
@@ -33,15 +39,16 @@ def claims(results: Results) -> list[Claim]:
             "From zeros, or any constant, every hidden unit gets the same gradient.",
             max(start.gradients for start in (tanh, sigmoid, constant)) < 1e-9 < APART < small.gradients,
             f"Largest difference between two of {HIDDEN} units in the first {FIRST} steps, relative to the largest "
-            f"entry: {tanh.gradients:.0e} and {sigmoid.gradients:.0e} from zeros (tanh, sigmoid), "
-            f"{constant.gradients:.0e} from a constant, {small.gradients:.2f} from 0.01·randn.",
+            f"entry: {amount(tanh.gradients)} and {amount(sigmoid.gradients)} from zeros (tanh, sigmoid), "
+            f"{amount(constant.gradients)} from a constant, {small.gradients:.2f} from 0.01·randn.",
         ),
         Claim(
             "So the units stay the same for ever, whatever the number of steps.",
             all(math.isinf(parted(start)) for start in (tanh, sigmoid, constant)) if results.judged else None,
-            f"After {len(constant.distances):,} steps their weights are {tanh.distances[-1]:.0e} (zeros, tanh: they "
-            f"{'move' if tanh.moved else 'never move'}), {sigmoid.distances[-1]:.0e} (zeros, sigmoid) and "
-            f"{constant.distances[-1]:.0e} (constant) apart. {_parting(constant)}{short}",
+            f"After {len(constant.distances):,} steps their weights are {amount(tanh.distances[-1], '.2g')} (zeros, "
+            f"tanh: they {'move' if tanh.moved else 'never move'}), {amount(sigmoid.distances[-1], '.2g')} (zeros, "
+            f"sigmoid) and {amount(constant.distances[-1], '.2g')} (constant) of the largest weight apart. "
+            f"{_parting(constant)}{short}",
         ),
         Claim(
             "As long as they are the same, a layer of them is worth one unit; random weights, however small, are worth "
@@ -84,9 +91,8 @@ def claims(results: Results) -> list[Claim]:
         Claim(
             "The gain on √(2/n) is a hyperparameter of low priority, the learning rate one of high priority.",
             span(results.gains) < span(results.rates) if results.judged else None,
-            f"From half to twice the gain, J after {results.race_limit} steps varies by a factor of "
-            f"{span(results.gains):.3g} (inf: it diverges); from half to twice the rate, "
-            f"{span(results.rates):.3g}.{short}",
+            f"From half to twice the gain, J after {results.race_limit} steps {_varies(results.gains)}; from half to "
+            f"twice the rate, it {_varies(results.rates)}.{short}",
         ),
     ]
 
@@ -102,7 +108,7 @@ def _parting(start: Start) -> str:
         return ""
     return (
         "In exact arithmetic they would be 0 apart; round-off, which differs from unit to unit "
-        f"({max(start.distances[: FIRST + 1]):.0e} in the first steps), grows until they part at step "
+        f"({amount(max(start.distances[: FIRST + 1]))} in the first steps), grows until they part at step "
         f"{parted(start):.0f}."
     )
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from experiments.console import Claim, Table
+from experiments.console import Claim, Table, amount
 from experiments.figures import blank_figure, draw_regions
 from experiments.shallow_and_deep.measuring import ACTIVATIONS, DEEP, LINEAR, Lap, Results, Trained
 
@@ -73,8 +73,8 @@ def _flower(results: Results) -> list[Claim]:
         Claim(
             "Layers without a non-linear activation are one linear map, however deep.",
             results.collapse < 1e-12 and linear > 0.3,
-            f"The product of five layers departs from the net by {results.collapse:.0e}, and the trained net errs on "
-            f"{linear:.1%}, as logistic regression does ({single:.1%}).",
+            f"The product of five layers departs from the net by {amount(results.collapse)}, and the trained net errs "
+            f"on {linear:.1%}, as logistic regression does ({single:.1%}).",
         ),
         Claim(
             "W⁽ˡ⁾ has the shape (n_l, n_{l-1}), and dW⁽ˡ⁾ the same.",

@@ -91,6 +91,15 @@ def test_every_claim_can_hold_and_be_refuted(run):
         assert outcome(claims(broken), text) is False, text
 
 
+def test_an_output_that_does_not_change_at_all_is_said_in_words(run):
+    _, results = run
+    for apart, words in ((0.0, "is the same to the last bit; in training"), (3e-16, "is the same to 3e-16; in")):
+        (claim,) = [c for c in claims(replace(results, single=(apart, "no"))) if "At test time" in c.text]
+        assert words in claim.evidence
+    (claim,) = [c for c in claims(replace(results, identity=0.0)) if "it is the identity" in c.text]
+    assert claim.evidence == "Largest |z̃ − z| exactly 0, in float64."
+
+
 def test_gaps_within_chance_are_not_judged(run):
     _, results = run
     gaps = {(n, s): [0.1, 0.3, 0.2] if n else [0.3, 0.1, 0.2] for n in (True, False) for s in (8, 300)}

@@ -91,6 +91,28 @@ def test_the_other_claims_can_fail() -> None:
         assert outcome(claims(results), words) is False, words
 
 
+def evidence(results: Results, words: str) -> str:
+    (claim,) = [claim for claim in claims(results) if words in claim.text]
+    return claim.evidence
+
+
+def test_no_difference_and_no_bound_are_said_in_words() -> None:
+    results = good()
+    results.starts["zeros, sigmoid"] = start(2.5e-6, 9e-16, 0.7)
+    results.starts["constant 0.1"] = start(1.3, 1e-15, 0.2)
+    assert "exactly 0 and 9e-16 from zeros (tanh, sigmoid), 1e-15 from a constant" in evidence(results, "same gradient")
+    said = evidence(results, "for ever")
+    assert "exactly 0 (zeros, tanh: they move), 2.5e-06 (zeros, sigmoid) and 1.3 (constant) of the largest" in said
+    said = evidence(results, "low priority")
+    assert said == (
+        "From half to twice the gain, J after 100 steps varies by a factor of 1.2; from half to twice the rate, it "
+        "varies by a factor of 6."
+    )
+    results.gains |= {1.41: math.inf, 2.0: math.nan, 4.0: math.inf}  # four times the gain is not asked about
+    said = evidence(results, "low priority")
+    assert said.startswith("From half to twice the gain, J after 100 steps diverges at ×2 and ×1.41; from half")
+
+
 def test_parted_is_the_first_step_further_than_copies() -> None:
     assert parted(Start([0.0, 1e-3, 0.2, 0.05], 0, [], 0, 0, True)) == 2
     assert parted(Start([0.0, 1e-3], 0, [], 0, 0, True)) == math.inf

@@ -125,3 +125,9 @@ def test_claims_and_captions_are_worded_as_in_the_script(reading: dict) -> None:
     for text in texts:
         assert text
         assert any(pattern.fullmatch(text) for pattern in patterns), f"{text!r}: run python -m experiments.page"
+
+
+@pytest.mark.parametrize("reading", READINGS, ids=lambda reading: reading["experiment"])
+def test_no_sentence_gives_zero_or_infinity_as_a_figure(reading: dict) -> None:
+    for claim in reading["claims"]:
+        assert not re.search(r"\b0(\.0+)?e[+-]\d|\binf\b|\bnan\b", claim["evidence"]), claim["evidence"]

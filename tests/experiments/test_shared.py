@@ -12,6 +12,7 @@ from rich.console import Console
 from sklearn import datasets
 from threadpoolctl import threadpool_info
 
+import experiments.console
 import experiments.vanishing_exploding.random_nets
 from experiments.config import CommonConfig
 from experiments.console import Claim, Table, markdown_reading, record
@@ -143,7 +144,8 @@ def test_heat_map_colours_by_growth() -> None:
     assert [text.get_text() for text in figure.axes[0].texts] == ["×0.500", "×2.000"]
 
 
-def test_doctests() -> None:
-    result = doctest.testmod(experiments.vanishing_exploding.random_nets)
+@pytest.mark.parametrize("module", [experiments.console, experiments.vanishing_exploding.random_nets])
+def test_doctests(module) -> None:
+    result = doctest.testmod(module)
     assert result.attempted > 0
     assert result.failed == 0
