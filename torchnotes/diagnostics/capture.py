@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from torchnotes.diagnostics._moments import flat_ends, flat_ends_of_function
-from torchnotes.diagnostics.captured import NO_WEIGHT, Call, Collected, FunctionCall, Site, Weights
+from torchnotes.diagnostics.captured import NO_WEIGHT, Call, Collected, FunctionCall, Pass, Site, Weights
 from torchnotes.diagnostics.measuring import Exact, Measurer
 from torchnotes.diagnostics.records import Direction, Role
+from torchnotes.diagnostics.sampling import Entries
 from torchnotes.init.following import activation_name
 from torchnotes.init.network import is_layer
 
@@ -101,11 +102,11 @@ class Capture:
     ) -> None:
         self.model = model
         self.recording = False
-        self.calls: list[Call] = []
         self._observe = observe
         self._on_error = on_error
         self._training_only = training_only
         self.measurer: Measurer = Exact()
+        self._pass = Pass(self.measurer)
         self.observed: Container[Role] = ()
         self.observed_gradients: Container[Role] = ()
         self.busy = False
@@ -150,18 +151,24 @@ class Capture:
 
     def begin(self) -> None:
         """Forget the last pass and record from here on."""
-        self.calls = []
+        self._pass = Pass(self.measurer)
         self._depth, self._channel_axis = 0, -1
         for site in self._sites.values():
             site.calls = 0
         self._recorded.clear()
         self.recording = True
 
-    def collect(self, gradients: Mapping[int, Tensor] | None = None) -> Collected:
+    @property
+    def calls(self) -> list[Call]:
+        """The calls of the pass so far."""
+        return self._pass.calls
+
+    def collect(self, gradients: Mapping[int, Tensor] | None = None, entries: Sequence[Entries] = ()) -> Collected:
         """Stop recording and measure the weights and their gradients; nothing waits for a device.
 
         Args:
             gradients: gradients of weights by the ``id`` of the parameter; their ``.grad`` where not given.
+            entries: samples of weights and gradients that may be taken on the way.
         """
         self.recording = False
         self._recorded.clear()
@@ -189,7 +196,7 @@ class Capture:
                 )
             own = (place(weight), place(gradient), place(module._parameters.get("bias")))
             weights.append((own, (None, None) if weight is None else call.site.fans_of(weight)))
-        return Collected(self.calls, self.measurer.parameters(different), weights, self.measurer)
+        return Collected(self._pass, self._pass.measurer.parameters(different, entries), weights)
 
     def function_called(
         self, name: str, kind: str, number: int, function: Callable[[Tensor], Tensor], output: Tensor
@@ -254,42 +261,72 @@ class Capture:
         Python function here costs some microseconds.
         """
         # A number is no signal: where a model returns its loss beside its scores, the scores are meant.
-        if type(output) is Tensor and output.dtype is torch.float32 and output.dim():
-            tensor = output
-        else:
-            found = next((item for item in tensors_in(output) if item.dtype.is_floating_point and item.dim()), None)
-            if found is None:
-                return
-            tensor = found
+        quick = type(output) is Tensor and output.dtype is torch.float32 and output.dim()
+        tensor: Tensor | None = output if quick else next(filter(_is_signal, tensors_in(output)), None)
+        if tensor is None:
+            return
         if _graph_task() != -1:
             self._hook_recomputed(site, tensor)
             return
+        taken = self._pass
         version = 0 if tensor.is_inference() else tensor._version
         role = site.role
-        seen = self._recorded.get(id(tensor))
-        if seen is not None and seen[0]() is tensor and seen[1] == version and role != "weight":
-            return
-        self._recorded[id(tensor)] = (weakref.ref(tensor), version)
-        if role == "weight":
+        hooks = tensor._backward_hooks
+        if role != "weight":
+            if self._was_measured(tensor, hooks, version):
+                return
+            axis = self._channel_axis if role == "activation" else None
+        else:
             self._depth += 1
-            self._channel_axis = site.channel_axis
+            self._channel_axis, axis = site.channel_axis, None
         number = site.calls
         site.calls = number + 1
-        activation = self.measurer.output(tensor, site.ends, self._channel_axis if role == "activation" else None)
-        call = Call(site, number, self._depth, tensor.shape, tensor.dtype, self._channel_axis, activation)
-        self.calls.append(call)
+        index = len(taken.calls)
+        taken.outputs.append(taken.measurer.output(tensor, site.ends, axis))
+        call = site.first
+        if (
+            number
+            or call is None
+            or call.depth != self._depth
+            or call.shape != tensor.shape
+            or call.dtype is not tensor.dtype
+            or call.channel_axis != self._channel_axis
+        ):
+            call = Call(site, number, self._depth, tensor.shape, tensor.dtype, self._channel_axis)
+            if not number:
+                site.first = call
+        taken.calls.append(call)
+        taken.versions.append(version)
+        taken.gradients.append(None)
         if self._observe is not None and role in self.observed:
             self._observe(call, tensor, "forward")
-        if tensor.requires_grad:
-            call.hooked = True
-            _on_gradient(tensor, functools.partial(self._read, call))
+        if not tensor.requires_grad:
+            taken.unhooked.append(index)
+        elif hooks is None and (node := tensor.grad_fn) is not None:
+            # ``tensor.register_hook``, step for step, but for the handle to take it off, which is most of its cost.
+            ours: OrderedDict[Any, Any] = OrderedDict()
+            ours[_OURS] = functools.partial(self._read, taken, index)
+            tensor._backward_hooks = ours
+            node._register_hook_dict(tensor)
+            return
+        else:
+            tensor.register_hook(functools.partial(self._read, taken, index))
+        self._recorded[id(tensor)] = (weakref.ref(tensor), version)
 
-    def _read(self, call: Call, gradient: Tensor) -> None:
+    def _was_measured(self, tensor: Tensor, hooks: Any, version: int) -> bool:
+        """Whether it has been recorded in this pass, and not been written to since."""
+        ours = None if hooks is None else hooks.get(_OURS)
+        if ours is not None and ours.args[0] is self._pass and self._pass.versions[ours.args[1]] == version:
+            return True
+        seen = self._recorded.get(id(tensor))
+        return seen is not None and seen[0]() is tensor and seen[1] == version
+
+    def _read(self, taken: Pass, index: int, gradient: Tensor) -> None:
         self.busy = True
         try:
-            call.gradient = self.measurer.gradient(gradient)
-            if self._observe is not None and call.site.role in self.observed_gradients:
-                self._observe(call, gradient, "backward")
+            taken.gradients[index] = taken.measurer.gradient(gradient)
+            if self._observe is not None and taken.calls[index].site.role in self.observed_gradients:
+                self._observe(taken.calls[index], gradient, "backward")
         except Exception as error:
             if self._on_error is None:
                 raise
@@ -302,21 +339,15 @@ class Capture:
 
         Segments are run again from the last to the first, so it is the last call not yet hooked.
         """
-        call = next((call for call in reversed(self.calls) if call.site is site and not call.hooked), None)
-        if call is not None and tensor.requires_grad:
-            call.hooked = True
-            _on_gradient(tensor, functools.partial(self._read, call))
+        taken = self._pass
+        index = next((index for index in reversed(taken.unhooked) if taken.calls[index].site is site), None)
+        if index is not None and tensor.requires_grad:
+            taken.unhooked.remove(index)
+            tensor.register_hook(functools.partial(self._read, taken, index))
 
 
-def _on_gradient(tensor: Tensor, function: Callable[[Tensor], None]) -> None:
-    """``tensor.register_hook``, step for step, but for the handle to take it off, which is most of its cost."""
-    if tensor._backward_hooks is not None or tensor.grad_fn is None:
-        tensor.register_hook(function)
-        return
-    hooks: OrderedDict[Any, Any] = OrderedDict()
-    hooks[_OURS] = function
-    tensor._backward_hooks = hooks
-    tensor.grad_fn._register_hook_dict(tensor)
+def _is_signal(tensor: Tensor) -> bool:
+    return tensor.dtype.is_floating_point and tensor.dim() > 0
 
 
 _is_compiling = torch.compiler.is_compiling

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from torchnotes.diagnostics._moments import Ends
-from torchnotes.diagnostics.growth import growth_of, trusted, within_format
+from torchnotes.diagnostics.growth import growth_of, within_format
 from torchnotes.diagnostics.measuring import Measured, Measurer
 from torchnotes.diagnostics.records import Direction, LayerSignal, Moments, Role
 from torchnotes.init.network import fans
@@ -52,6 +52,7 @@ class Site:
     fans: tuple[torch.Size, tuple[int, int]] | None = None
     kind: str = ""
     channel_axis: int = -1  # of the units in its output
+    first: Call | None = None  # its first call in the last pass
 
     def __post_init__(self) -> None:
         if isinstance(self.module, nn.modules.conv._ConvNd):
@@ -67,9 +68,9 @@ class Site:
         return self.fans[1]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Call:
-    """One call of one module, while it is being measured."""
+    """One call of one module. Passes of one model share it, as long as it stays the same."""
 
     site: Site
     call: int
@@ -77,15 +78,36 @@ class Call:
     shape: torch.Size
     dtype: torch.dtype
     channel_axis: int
-    activation: Measured
-    gradient: Measured | None = None
-    hooked: bool = False
+    label: str = ""  # as in :class:`LayerSignal`
 
-    @property
-    def label(self) -> str:
-        """As in :class:`LayerSignal`."""
+    def __post_init__(self) -> None:
         name = self.site.name or "(model)"
-        return f"{name}#{self.call}" if self.call else name
+        self.label = f"{name}#{self.call}" if self.call else name
+
+
+class Pass:
+    """What is taken of one pass.
+
+    Args:
+        measurer: how its tensors are measured.
+
+    Attributes:
+        calls: in the order of execution.
+        outputs: what was measured of the output of each.
+        gradients: what was measured of the gradient that arrived at each; None until one does.
+        versions: how often each output had been written to when it was measured.
+        unhooked: the numbers of the calls whose gradient no hook waits for.
+    """
+
+    __slots__ = ("calls", "gradients", "measurer", "outputs", "unhooked", "versions")
+
+    def __init__(self, measurer: Measurer) -> None:
+        self.measurer = measurer
+        self.calls: list[Call] = []
+        self.outputs: list[Measured] = []
+        self.gradients: list[Measured | None] = []
+        self.versions: list[int] = []
+        self.unhooked: list[int] = []
 
 
 Weights = tuple[tuple[int | None, ...], tuple[int | None, int | None]]
@@ -97,39 +119,40 @@ class Collected:
     """One pass, measured but not yet on the host.
 
     Attributes:
-        calls: the calls, in the order of execution.
+        taken: the pass.
         parameters: what was measured of weights, biases and gradients of weights.
         weights: for each call the places in ``parameters`` of weight, its gradient and bias, and (n_in, n_out).
-        measurer: what measured it.
     """
 
-    calls: list[Call]
+    taken: Pass
     parameters: Sequence[Measured]
-    weights: list[Weights]
-    measurer: Measurer
+    weights: Sequence[Weights]
+
+    @property
+    def calls(self) -> list[Call]:
+        """In the order of execution."""
+        return self.taken.calls
 
     def growth(self, direction: Direction) -> float | None:
         """Factor on the rms per layer, without making records; no loss scale changes it."""
+        found = self.taken.outputs if direction == "forward" else self.taken.gradients
+        trunk = [
+            (call, item)
+            for call, item in zip(self.calls, found, strict=True)
+            if call.site.role == "weight" and item is not None
+        ]
+        scales = self.taken.measurer.log10_rms([item for _, item in trunk])
         points = []
-        for call in self.calls:
-            if call.site.role != "weight":
-                continue
-            item = call.activation if direction == "forward" else call.gradient
-            if type(item) is tuple:
-                log10 = 0.5 * math.log10(item[1] / item[0]) if item[1] > 0 else -math.inf
-                value = within_format(log10, call.dtype)
-            else:
-                moments = None if item is None else self.measurer.resolve([item])[0]
-                value = trusted(moments, str(call.dtype).removeprefix("torch."))
-            if value is not None:
-                points.append((call.depth, value))
+        for (call, _), scale in zip(trunk, scales, strict=True):
+            if scale is not None and within_format(scale, call.dtype) is not None:
+                points.append((call.depth, scale))
         return growth_of(points, direction)
 
     def nonfinite(self) -> int:
         """How many values of activations, gradients and weights are not finite; sums on the host stand for none."""
-        taken = [item for call in self.calls for item in (call.activation, call.gradient)] + list(self.parameters)
-        doubtful = [item for item in taken if item is not None and not isinstance(item, tuple)]
-        return sum(moments.nonfinite for moments in self.measurer.resolve(doubtful))
+        taken = [*self.taken.outputs, *self.taken.gradients, *self.parameters]
+        doubtful = [item for item in taken if type(item) is not int and type(item) is not tuple and item is not None]
+        return sum(moments.nonfinite for moments in self.taken.measurer.resolve(doubtful)) if doubtful else 0
 
     def records(self, *, scale: float = 1.0, weight_scale: float = 1.0) -> list[LayerSignal]:
         """Bring the numbers to the host, with one copy from each device, and make records of them.
@@ -138,16 +161,15 @@ class Collected:
             scale: a loss scale, by which the gradients of activations are divided.
             weight_scale: the same for the gradients of weights, which may have been unscaled already.
         """
-        outputs = self.measurer.resolve([call.activation for call in self.calls])
-        with_gradient = [call.gradient for call in self.calls if call.gradient is not None]
-        gradients = iter(self.measurer.resolve(with_gradient))
-        parameters = self.measurer.resolve(self.parameters)
+        taken, resolve = self.taken, self.taken.measurer.resolve
+        outputs, parameters = resolve(taken.outputs), resolve(self.parameters)
+        gradients = iter(resolve([gradient for gradient in taken.gradients if gradient is not None]))
         records = []
-        for order, (call, (places, (fan_in, fan_out)), output) in enumerate(
-            zip(self.calls, self.weights, outputs, strict=True)
+        for order, (call, arrived, (places, (fan_in, fan_out)), output) in enumerate(
+            zip(self.calls, taken.gradients, self.weights, outputs, strict=True)
         ):
             weight, weight_gradient, bias = (None if place is None else parameters[place] for place in places)
-            gradient = next(gradients) if call.gradient is not None else None
+            gradient = next(gradients) if arrived is not None else None
             records.append(
                 LayerSignal(
                     name=call.site.name,

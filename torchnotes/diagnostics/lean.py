@@ -32,10 +32,13 @@ from torchnotes.diagnostics.measuring import (
     Slot,
     Sums,
     is_ordinary,
+    log10_rms_of_sums,
     moments_of_sums,
     of_numbers,
+    scales_of_moments,
 )
 from torchnotes.diagnostics.records import Moments
+from torchnotes.diagnostics.sampling import Entries
 
 _NAN = math.nan
 # Up to this size joining tensors costs less than a call for each.
@@ -81,7 +84,7 @@ class Lean:
         values = _as_vector(tensor)
         return host_sums(values) or of_values(values, None, zeros=False)
 
-    def parameters(self, tensors: Sequence[Tensor]) -> Sequence[Measured]:
+    def parameters(self, tensors: Sequence[Tensor], entries: Sequence[Entries] = ()) -> Sequence[Measured]:
         """The rms and the largest magnitude; of the smallest, such as biases, in one go."""
         found: list[Measured | None] = [None] * len(tensors)
         tiny: list[int] = []
@@ -128,6 +131,12 @@ class Lean:
                 assert isinstance(item, Moments)
                 done.append(item)
         return done
+
+    def log10_rms(self, pending: Sequence[Measured]) -> list[float | None]:
+        """The scale of each; None where a value is not finite."""
+        of_sums = iter(log10_rms_of_sums(rows)) if (rows := [i for i in pending if type(i) is tuple]) else iter(())
+        others = iter(scales_of_moments(self.resolve([item for item in pending if type(item) is not tuple])))
+        return [next(of_sums) if type(item) is tuple else next(others) for item in pending]
 
     def _with_shares(self, found: Sums, values: Tensor, ends: Ends | None) -> Sums:
         """Add the number of zeros, and of values on flat ends; keep for the units which values were none."""

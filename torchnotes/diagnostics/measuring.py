@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ from torchnotes.diagnostics._moments import (
     resolve,
 )
 from torchnotes.diagnostics.records import Moments
+
+if TYPE_CHECKING:
+    from torchnotes.diagnostics.sampling import Entries
 
 _NAN = math.nan
 FIRST = 16  # samples in which most units of a sound layer have worked already: looked at before all the others
@@ -64,8 +67,8 @@ class Slot:
     fields: tuple[str, ...]
 
 
-Measured = Pending | Slot | Sums
-"""What was taken of a tensor, on the host or on its way there."""
+Measured = Pending | Slot | Sums | int
+"""What was taken of a tensor, on the host or on its way there; a number is that of a row in its measurer's table."""
 
 
 Marks = Array | Tensor
@@ -90,12 +93,16 @@ class Measurer(Protocol):
         """Take the gradient that arrived there."""
         ...
 
-    def parameters(self, tensors: Sequence[Tensor]) -> Sequence[Measured]:
-        """Take parameters, and their gradients."""
+    def parameters(self, tensors: Sequence[Tensor], entries: Sequence[Entries] = ()) -> Sequence[Measured]:
+        """Take parameters, and their gradients; on the way also the entries that are wanted, where that is cheaper."""
         ...
 
     def resolve(self, pending: Sequence[Measured]) -> list[Moments]:
         """Bring the numbers to the host."""
+        ...
+
+    def log10_rms(self, pending: Sequence[Measured]) -> list[float | None]:
+        """The scale of each; None where a value is not finite."""
         ...
 
 
@@ -114,7 +121,7 @@ class Exact:
         """All moments."""
         return measure(tensor)
 
-    def parameters(self, tensors: Sequence[Tensor]) -> Sequence[Pending]:
+    def parameters(self, tensors: Sequence[Tensor], entries: Sequence[Entries] = ()) -> Sequence[Pending]:
         """All moments."""
         return [measure(tensor) for tensor in tensors]
 
@@ -122,15 +129,23 @@ class Exact:
         """One copy from each device."""
         return resolve([item for item in pending if isinstance(item, (Moments, Tensor))])
 
+    def log10_rms(self, pending: Sequence[Measured]) -> list[float | None]:
+        """One copy from each device."""
+        return scales_of_moments(self.resolve(pending))
+
 
 class Shipment:
-    """Numbers on their way to the host: one copy from each device, not waited for until they are read."""
+    """Numbers on their way to the host: one copy from each device, not waited for until they are read.
+
+    What is added on the CPU is kept as it is until then: it must be nobody else's.
+    """
 
     def __init__(self) -> None:
         self._parts: dict[torch.device, list[Tensor]] = {}
         self._sizes: dict[torch.device, int] = {}
         self._hosts: dict[torch.device, tuple[Tensor, torch.cuda.Event | None]] = {}
         self._numbers: dict[torch.device, list[float]] = {}
+        self._here: list[Tensor] = []
 
     @property
     def shipped(self) -> bool:
@@ -150,6 +165,9 @@ class Shipment:
         for device, parts in self._parts.items():
             if device in self._hosts:
                 continue
+            if device.type == "cpu":
+                self._here, self._hosts[device] = parts, (_NOTHING, None)
+                continue
             joined = torch.cat([part.to(torch.float64) for part in parts])
             if device.type == "cuda":
                 host = torch.empty(joined.shape, dtype=torch.float64, device="cpu", pin_memory=True)
@@ -158,8 +176,8 @@ class Shipment:
                 event.record(torch.cuda.current_stream(device))
                 self._hosts[device] = host, event
             else:
-                self._hosts[device] = (joined if device.type == "cpu" else joined.cpu()), None
-        self._parts.clear()
+                self._hosts[device] = joined.cpu(), None
+        self._parts = {}
 
     def read(self, where: Place, count: int) -> list[float]:
         """The numbers that were added there; waits for their copy."""
@@ -169,7 +187,11 @@ class Shipment:
             host, event = self._hosts[device]
             if event is not None:
                 event.synchronize()
-            self._numbers[device] = host.tolist()
+            if device.type == "cpu":
+                self._numbers[device] = [number for part in self._here for number in part.tolist()]
+                self._here = []
+            else:
+                self._numbers[device] = host.tolist()
         return self._numbers[device][at : at + count]
 
 
@@ -179,6 +201,7 @@ def is_ordinary(tensor: Tensor) -> bool:
     return known and tensor.is_cpu and tensor.dtype is torch.float32 and tensor.is_contiguous()
 
 
+_NOTHING = torch.empty(0, device="cpu")
 _is_cpu: Any = Tensor.is_cpu
 _dtype: Any = Tensor.dtype
 
@@ -198,9 +221,22 @@ def addresses(tensors: Iterable[Tensor]) -> Array:
     return np.array(list(map(Tensor.data_ptr, tensors)), dtype=np.int64)
 
 
-def moments_of_sums(rows: Sequence[Sums]) -> list[Moments]:
+def scales_of_moments(found: Sequence[Moments]) -> list[float | None]:
+    """log₁₀ rms of each; None where a value is not finite."""
+    return [None if moments.nonfinite else moments.log10_rms for moments in found]
+
+
+def log10_rms_of_sums(rows: Sequence[Sums] | Array) -> list[float]:
+    """log₁₀ rms, without making moments."""
+    count, square = np.asarray(rows, dtype=np.float64).T[:2]
+    with np.errstate(divide="ignore"):
+        found: list[float] = (0.5 * np.log10(square / count)).tolist()
+    return found
+
+
+def moments_of_sums(rows: Sequence[Sums] | Array) -> list[Moments]:
     """Moments from sums, all at once."""
-    if not rows:
+    if not len(rows):
         return []
     count, square, total, spread, largest, zeros, flat = np.asarray(rows, dtype=np.float64).T
     rms = np.sqrt(square / count)

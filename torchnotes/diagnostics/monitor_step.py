@@ -102,7 +102,7 @@ class MeasuredStep:
             return
         for number in [self.loss, *(loss for _, loss in self.losses)]:
             if isinstance(number, Tensor):
-                self._places.append(self.shipment.add(number.detach()))
+                self._places.append(self.shipment.add(number.detach().clone()))
         self.shipment.ship()
 
     def records(self) -> list[LayerSignal]:

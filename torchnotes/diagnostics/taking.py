@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -42,9 +43,9 @@ class StepTaker:
         self._full_measurer: Callable[[Shipment], Measurer] = Lean
         self._scale_measurer: Callable[[Shipment], Measurer] = Scale
         if compiled:
-            from torchnotes.diagnostics.lean_compiled import Compiled
+            from torchnotes.diagnostics.lean_compiled import Compiled, Memory
 
-            self._full_measurer = self._scale_measurer = Compiled
+            self._full_measurer = self._scale_measurer = functools.partial(Compiled, memory=Memory())
         self._weights = WeightTracker(model, compiled=compiled)
         self._shipment = Shipment()
         self._capture = Capture(model, self._observe, on_error=on_error, training_only=True)
@@ -95,9 +96,10 @@ class StepTaker:
     ) -> MeasuredStep:
         """End the pass and take the weights and their gradients, just before the update."""
         self._functions.settle(self._full)
+        wanted = self._weights.wanted() if self._full else {}
         taken = MeasuredStep(
             step=step,
-            collected=self._capture.collect(),
+            collected=self._capture.collect(entries=[entries for pair in wanted.values() for entries in pair]),
             shipment=self._shipment,
             scale=scale,
             weight_scale=weight_scale,
@@ -108,7 +110,7 @@ class StepTaker:
             full=self._full,
         )
         if self._full:
-            self._weights.before_update(weight_scale)
+            self._weights.before_update(wanted, weight_scale)
         return taken
 
     def finish(self, taken: MeasuredStep) -> None:

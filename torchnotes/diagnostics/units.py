@@ -27,15 +27,19 @@ class _Runs:
     size: Tensor  # units of each layer
     steps: int = 0
 
+    @functools.cached_property
+    def _arrays(self) -> tuple[Array, Array, Array]:
+        """For compiled code."""
+        return self.length.numpy(), self.total.numpy(), self.size.numpy()
+
     def count(self, idle: Tensor, window: int, *, compiled: bool) -> Tensor:
         """Count a step; returns by layer the share of units that did nothing through the window."""
         self.steps += 1
         if compiled and idle.is_cpu:
-            from torchnotes.diagnostics import _kernels
+            from torchnotes.diagnostics import _tracking_kernels
 
             found = np.empty(len(self.sizes))
-            state = idle.numpy(), self.length.numpy(), self.total.numpy()
-            _kernels.count_idle(*state, self.size.numpy(), window, found)
+            _tracking_kernels.count_idle(idle.numpy(), *self._arrays, window, found)
             return torch.from_numpy(found)
         self.length.add_(1).mul_(idle)
         self.total.add_(idle)
