@@ -2,12 +2,14 @@
 
     python -m experiments.benchmarks.monitor_overhead --json monitor_overhead.json
 
-The net: 50 layers, 256 wide, ReLU, batch 256, SGD. Every variant trains its own copy. The variants that log every step
-take turns with the bare net, some steps each, and their times are added up, as a monitor hands on some steps together.
-All have logged 50 steps before: of the first ones more is written. The one that logs every 50th takes turns with
-the bare net step by step, and its logged and unlogged steps are kept apart: its cost is (49 · unlogged + logged) /
-(50 · bare), each a median over all rounds, so that a slow moment of the machine does not decide. Behind each figure
-stands the interval in which 95 % of the figures lie that come out when the rounds are drawn anew, with replacement.
+The net: 50 layers, 256 wide, ReLU, batch 256, SGD. Every variant trains its own copy, one variant after the other: what
+one keeps in memory is no burden to another, as it would not be in a training run of its own. The variants that log
+every step take turns with the bare net, some steps each, and their times are added up, as a monitor hands on some steps
+together; the figure is the median of the ratios in these rounds. All have logged 50 steps before: of the first ones
+more is written. The one that logs every 50th takes turns with the bare net step by step, and its logged and unlogged
+steps are kept apart: its cost is (49 · unlogged + logged) / (50 · bare), each a median over all rounds. Behind each
+figure stands the interval in which 95 % of the figures lie that come out when the rounds are drawn anew, with
+replacement.
 An unlogged step has one more witness: what the monitor adds to a step of a net of a single weight, all of it its own
 code.
 
@@ -21,6 +23,7 @@ Beside ours, two common ways to log the same net, written as those libraries do 
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import statistics
@@ -45,7 +48,8 @@ class Config:
     depth: int = 50
     width: int = 256
     batch: int = 256
-    rounds: int = 12
+    rounds: int = 40
+    rounds_of_many: int = 12  # of the variant that logs one step in ``every``, each of as many steps
     every: int = 50
     block: int = 8  # steps in a row of a variant that logs every step
     warm_up: int = 50  # steps before the first that is timed, all of them logged; a multiple of ``every``
@@ -149,9 +153,15 @@ Rounds = list[tuple[list[float], list[float], list[float]]]
 
 
 def ratio_of(rounds: Rounds, every: int) -> float:
-    """Cost of a training step relative to a bare one, where one in ``every`` is logged: of each kind the median."""
+    """Cost of a training step relative to a bare one: where one in ``every`` is logged, from the median of each kind.
+
+    Where each is logged, the median over the rounds of the ratio in each: what the machine does from round to round
+    falls on both alike.
+    """
+    if every == 1:
+        return statistics.median(statistics.median(logged) / statistics.median(bare) for bare, _, logged in rounds)
     bare, unlogged, logged = ([time for times in kind for time in times] for kind in zip(*rounds, strict=True))
-    rest = statistics.median(unlogged) * (every - 1) if unlogged else 0.0
+    rest = statistics.median(unlogged) * (every - 1)
     return float((statistics.median(logged) + rest) / (every * statistics.median(bare)))
 
 
@@ -163,41 +173,63 @@ def row_of(variant: str, rounds: Rounds, every: int) -> Row:
     return Row(variant, 1e3 * ratio * bare, ratio, redrawn[25], redrawn[974])
 
 
+def beside_bare(config: Config, bare: Callable[[], None], step: Callable[[], None]) -> Rounds:
+    """Some steps of the bare net and some of a variant that logs every step, in turn."""
+    rounds: Rounds = []
+    for _ in range(config.rounds):
+        times = []
+        for turn in (bare, step):
+            turn()  # the first after another net has run finds its caches cold
+            times.append(statistics.fmean(time_of(config, turn) for _ in range(config.block)))
+        rounds.append(([times[0]], [], [times[1]]))
+    return rounds
+
+
+def one_in_many(config: Config, bare: Callable[[], None], step: Callable[[], None]) -> Rounds:
+    """The same step by step, of a variant that logs one in ``every``."""
+    rounds: Rounds = []
+    for _ in range(config.rounds_of_many):
+        times: tuple[list[float], list[float], list[float]] = ([], [], [])
+        for index in range(config.every):
+            times[0].append(time_of(config, bare))
+            times[1 if index else 2].append(time_of(config, step))
+        rounds.append(times)
+    return rounds
+
+
 def measure(config: Config) -> list[Row]:
-    """Time all variants."""
-    with tempfile.TemporaryDirectory() as folder:
-        logs = Path(folder)
-        bare, _ = make_step(config, lambda net: None)
-        sparse, monitor = make_step(config, lambda net: SignalMonitor(net, logs / "sparse", every=1))
-        others = {name: make_step(config, watch)[0] for name, watch in variants(logs).items()}
-        for step in (bare, sparse, *others.values()):
-            for _ in range(config.warm_up):
-                step()
-        monitor.every = config.every
-        taken: dict[str, Rounds] = {name: [] for name in ("sparse", *others)}
-        for _ in range(config.rounds):
-            beside: tuple[list[float], list[float], list[float]] = ([], [], [])
-            for index in range(config.every):
-                beside[0].append(time_of(config, bare))
-                beside[1 if index else 2].append(time_of(config, sparse))
-            taken["sparse"].append(beside)
-            own = [statistics.fmean(time_of(config, bare) for _ in range(config.block))]
-            for name, step in others.items():
-                step()  # the first after another net has run finds its caches cold
-                times = [time_of(config, step) for _ in range(config.block)]
-                taken[name].append((own, [], [statistics.fmean(times)]))
-        monitor.close()
-    bare_rounds: Rounds = [(bare_times, [], bare_times) for bare_times, _, _ in taken["sparse"]]
-    unlogged: Rounds = [(bare_times, [], times) for bare_times, times, _ in taken["sparse"]]
-    logged: Rounds = [(bare_times, [], times) for bare_times, _, times in taken["sparse"]]
+    """Time all variants, one after the other."""
     every = config.every
-    return [
-        row_of("bare", bare_rounds, 1),
-        row_of(f"SignalMonitor, every={every}", taken["sparse"], every),
-        row_of("  its unlogged steps", unlogged, 1),
-        row_of("  its logged steps", logged, 1),
-        *(row_of(name, taken[name], 1) for name in others),
-    ]
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        bare, _ = make_step(config, lambda net: None)
+        sparse, monitor = make_step(config, lambda net: SignalMonitor(net, Path(folder) / "sparse", every=1))
+        warm_up(config, bare, sparse)
+        monitor.every = every
+        taken = one_in_many(config, bare, sparse)
+        monitor.close()
+        rows += [
+            row_of("bare", [(bare_times, [], bare_times) for bare_times, _, _ in taken], 1),
+            row_of(f"SignalMonitor, every={every}", taken, every),
+            row_of("  its unlogged steps", [(bare_times, [], times) for bare_times, times, _ in taken], 1),
+            row_of("  its logged steps", [(bare_times, [], times) for bare_times, _, times in taken], 1),
+        ]
+        for name, watch in variants(Path(folder)).items():
+            step, watcher = make_step(config, watch)
+            warm_up(config, bare, step)
+            rows.append(row_of(name, beside_bare(config, bare, step), 1))
+            if isinstance(watcher, SignalMonitor):
+                watcher.close()
+            del step, watcher
+            gc.collect()  # what one variant has kept is no burden to the next
+    return rows
+
+
+def warm_up(config: Config, *steps: Callable[[], None]) -> None:
+    """Take the steps before the first that is timed."""
+    for step in steps:
+        for _ in range(config.warm_up):
+            step()
 
 
 def hook_time(steps: int = 2000) -> float:

@@ -32,7 +32,7 @@ from torchnotes.diagnostics._moments import SAFE_HIGH, SAFE_LOW
 WIDTH = 7  # numbers in a row of sums
 SHARE = 1 << 14  # values for which it pays to start a thread
 _PIECE = 4096  # sums are float32 within a piece, in several lanes, and float64 across pieces
-_FEW = 8  # samples, of which fewer are not shared out whole
+_FEW = 8  # samples: fewer are not shared out whole, and after so many it is asked whether any unit is left
 _HEAD, _ROW = 8, 8  # numbers of eight bytes before the threads' rows, and in each: a cache line
 _LONG_HEAD = 16
 _SHARE_BODY, _CHANGE_BODY, _READ_BODY, _RUNTIME = 3, 4, 5, 6  # places of the bodies in ``team``, and its length
@@ -93,6 +93,25 @@ def _mark_idle(values: Any, low: float, high: float, within: bool, marks: Any) -
             return
 
 
+@part
+def _mark_zero(address: int, outer: int, channels: int, inner: int, marks: Any) -> None:
+    """Mark by 1 the units that are zero everywhere, the others by 0."""
+    if inner > 1:
+        _mark_idle(carray(floats(address), (outer, channels, inner)), np.float32(0), np.float32(0), True, marks)
+        return
+    bits = carray(integers(address), (outer, channels))
+    marks[:] = 1
+    for start in range(0, outer, _FEW):
+        for i in range(start, min(start + _FEW, outer)):
+            for j in range(channels):
+                marks[j] = np.int32(marks[j] & np.int32((bits[i, j] & _MAGNITUDE) == 0))
+        left = np.int32(0)
+        for j in range(channels):
+            left = np.int32(left + marks[j])
+        if left == 0:
+            return
+
+
 @team_body
 def _share(data: int) -> None:
     """What one thread of a team does: the sums of its part of the values, into its row; marks go behind all rows."""
@@ -110,8 +129,7 @@ def _share(data: int) -> None:
     row[0], row[1], row[2], row[3] = square, total, largest, zeros
     if channels:
         marks = carray(integers(data + 8 * (_HEAD + _ROW * order[4]) + 4 * channels * number), (channels,))
-        samples = carray(floats(address + 4 * start), ((end - start) // (channels * inner), channels, inner))
-        _mark_idle(samples, np.float32(0), np.float32(0), True, marks)
+        _mark_zero(address + 4 * start, (end - start) // (channels * inner), channels, inner, marks)
 
 
 @part
@@ -212,8 +230,7 @@ def sums_and_idle(address: int, outer: int, channels: int, inner: int, row: int,
     else:
         square, total, largest, zeros = _piece_sums(x, carray(integers(address), (count,)))
     if not by_sample:
-        values = carray(floats(address), (outer, channels, inner))
-        _mark_idle(values, np.float32(0), np.float32(0), True, carray(integers(idle), (channels,)))
+        _mark_zero(address, outer, channels, inner, carray(integers(idle), (channels,)))
     return _settle(x, square, total, largest, zeros, carray(doubles(row), (WIDTH,)))  # type: ignore[no-any-return]
 
 

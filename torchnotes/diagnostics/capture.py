@@ -269,7 +269,8 @@ class Capture:
             self._hook_recomputed(site, tensor)
             return
         taken = self._pass
-        version = 0 if tensor.is_inference() else tensor._version
+        in_graph = tensor.requires_grad
+        version = tensor._version if in_graph or not tensor.is_inference() else 0
         role = site.role
         hooks = tensor._backward_hooks
         if role != "weight":
@@ -300,7 +301,7 @@ class Capture:
         taken.gradients.append(None)
         if self._observe is not None and role in self.observed:
             self._observe(call, tensor, "forward")
-        if not tensor.requires_grad:
+        if not in_graph:
             taken.unhooked.append(index)
         elif hooks is None and (node := tensor.grad_fn) is not None:
             # ``tensor.register_hook``, step for step, but for the handle to take it off, which is most of its cost.

@@ -136,16 +136,13 @@ class Collected:
     def growth(self, direction: Direction) -> float | None:
         """Factor on the rms per layer, without making records; no loss scale changes it."""
         found = self.taken.outputs if direction == "forward" else self.taken.gradients
-        trunk = [
-            (call, item)
-            for call, item in zip(self.calls, found, strict=True)
-            if call.site.role == "weight" and item is not None
+        weights = [i for i, call in enumerate(self.calls) if call.site.role == "weight" and found[i] is not None]
+        scales = self.taken.measurer.log10_rms([found[i] for i in weights])  # type: ignore[misc]
+        points = [
+            (self.calls[i].depth, scale)
+            for i, scale in zip(weights, scales, strict=True)
+            if scale is not None and within_format(scale, self.calls[i].dtype) is not None
         ]
-        scales = self.taken.measurer.log10_rms([item for _, item in trunk])
-        points = []
-        for (call, _), scale in zip(trunk, scales, strict=True):
-            if scale is not None and within_format(scale, call.dtype) is not None:
-                points.append((call.depth, scale))
         return growth_of(points, direction)
 
     def nonfinite(self) -> int:

@@ -85,7 +85,7 @@ class Compiled(Lean):
         if row == self._end:
             self._more(1)
         self._row = row + 1
-        outer, units, inner = _around(shape, axis)
+        outer, units, inner = (*shape, 1) if len(shape) == 2 and axis else _around(shape, axis)
         at = self._free
         self._free = end = at + units * (1 if ends is None else 2)
         if end > len(self._room):

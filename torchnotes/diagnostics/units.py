@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 from torchnotes.diagnostics._moments import plain
 from torchnotes.diagnostics.captured import Call
 from torchnotes.diagnostics.measuring import FIRST, Array, IdleMarks, Marks, Place, Shipment, is_ordinary
+
+Kind = Literal["zero", "flat"]
 
 
 @dataclass
@@ -63,13 +66,14 @@ class UnitTracker:
     def __init__(self, window: int, *, compiled: bool = False) -> None:
         self.window = window
         self._compiled = compiled
-        self._runs: dict[tuple[str, torch.device], _Runs] = {}
-        self._parked: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
-        self._now: dict[str, dict[str, Marks]] = {"zero": {}, "flat": {}}
+        self._runs: dict[tuple[Kind, torch.device], _Runs] = {}
+        self._parked: dict[tuple[Kind, str], tuple[Tensor, Tensor]] = {}
+        self._now: dict[Kind, tuple[list[Call], list[Marks]]] = {"zero": ([], []), "flat": ([], [])}
 
     def begin(self) -> None:
         """Forget the pass that is being taken in."""
-        for idle in self._now.values():
+        for calls, idle in self._now.values():
+            calls.clear()
             idle.clear()
 
     def observe(self, call: Call, output: Tensor, marks: IdleMarks) -> None:
@@ -88,27 +92,31 @@ class UnitTracker:
             axis = call.channel_axis % values.dim()
             zero = _idle(values, axis, 0.0, 0.0) if zero is None else zero
             flat = None if ends is None else _idle(values, axis, *ends)
-        self._now["zero"][call.label] = zero
-        if flat is not None:
-            self._now["flat"][call.label] = flat
+        found: dict[Kind, Marks | None] = {"zero": zero, "flat": flat}
+        for kind, idle in found.items():
+            if idle is not None:
+                calls, all_idle = self._now[kind]
+                calls.append(call)
+                all_idle.append(idle)
 
     def commit(self, shipment: Shipment) -> IdleUnits:
         """Count the pass as a logged step; what was found goes into the shipment."""
         found = IdleUnits()
-        for kind, layers in self._now.items():
-            by_device: dict[torch.device, dict[str, Marks]] = {}
-            for label, idle in layers.items():
-                by_device.setdefault(idle.device if isinstance(idle, Tensor) else _CPU, {})[label] = idle
-            for device, idle_units in by_device.items():
-                runs = self._runs_of(kind, device, idle_units)
-                shares = runs.count(_joined(list(idle_units.values())), self.window, compiled=self._compiled)
-                (found.zero if kind == "zero" else found.flat).append((shipment.add(shares), runs.labels))
+        for kind, (calls, all_idle) in self._now.items():
+            by_device: dict[torch.device, tuple[list[str], list[Marks]]] = {}
+            for call, idle in zip(calls, all_idle, strict=True):
+                labels, marks = by_device.setdefault(idle.device if isinstance(idle, Tensor) else _CPU, ([], []))
+                labels.append(call.label)
+                marks.append(idle)
+            for device, (labels, marks) in by_device.items():
+                runs = self._runs_of(kind, device, labels, list(map(len, marks)))
+                shares = runs.count(_joined(marks), self.window, compiled=self._compiled)
+                (found.zero if kind == "zero" else found.flat).append((shipment.add(shares), labels))
         self.begin()
         return found
 
-    def _runs_of(self, kind: str, device: torch.device, idle: Mapping[str, Marks]) -> _Runs:
+    def _runs_of(self, kind: Kind, device: torch.device, labels: list[str], sizes: list[int]) -> _Runs:
         """The run lengths so far; from zero for layers that are new or have changed."""
-        labels, sizes = list(idle), [len(marks) for marks in idle.values()]
         before = self._runs.get((kind, device))
         if before is not None and before.labels == labels and before.sizes == sizes:
             return before
@@ -127,7 +135,7 @@ class UnitTracker:
         self._runs[kind, device] = runs
         return runs
 
-    def _park(self, kind: str, runs: _Runs) -> None:
+    def _park(self, kind: Kind, runs: _Runs) -> None:
         for label, length, total in zip(
             runs.labels, runs.length.split(runs.sizes), runs.total.split(runs.sizes), strict=True
         ):
