@@ -3,6 +3,8 @@
 import copy
 import math
 import threading
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
 
 from torchnotes.diagnostics import SignalMonitor, function_rows, monitor_arguments, probe
+from torchnotes.diagnostics.history import StepRecord
 from torchnotes.diagnostics.lean import Lean
 from torchnotes.diagnostics.lean_compiled import Compiled
 
@@ -232,30 +235,34 @@ def entered(monitor: SignalMonitor) -> int:
     return monitor._taker._functions.entered
 
 
+def one_by_one(net: nn.Module, steps: int, **arguments: Any) -> Iterator[SignalMonitor]:
+    """Train beside a monitor, and yield it after each step."""
+    opt = sgd(net)
+    with SignalMonitor(net, None, **arguments) as monitor:
+        for _ in range(steps):
+            train(net, (16, WIDTH), 1, opt=opt)
+            yield monitor
+
+
 def test_a_net_of_modules_is_looked_at_once() -> None:
     net = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 4))
-    opt, counts = sgd(net), []
-    with SignalMonitor(net, None, every=1) as monitor:
-        for _ in range(12):
-            train(net, (16, WIDTH), 1, opt=opt)
-            hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules())
-            counts.append((entered(monitor), hooks))
+    counts = []
+    for monitor in one_by_one(net, 12, every=1):
+        hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules())
+        counts.append((entered(monitor), hooks))
     # Between the first pass and the 10th only the capture's hooks, one a module, and the monitor's own on the model.
     assert counts[:8] == [(1, 6)] * 8
     assert [count for count, _ in counts[8:]] == [1, 2, 2, 2]
     assert all(not m._forward_hooks and not m._forward_pre_hooks for m in net.modules())
 
 
-def test_only_measured_training_passes_run_under_it(tmp_path) -> None:
+def test_only_measured_training_passes_run_under_it() -> None:
     net, counts = Functional(), []
-    opt = sgd(net)
-    with SignalMonitor(net, tmp_path, every=3) as monitor:
-        for _ in range(7):
-            train(net, (16, WIDTH), 1, opt=opt)
-            with torch.no_grad():
-                net(torch.ones(3, WIDTH))
-            counts.append(entered(monitor))
-            assert bool(net._forward_hooks) == (monitor.steps % 3 == 0)
+    for monitor in one_by_one(net, 7, every=3):
+        with torch.no_grad():
+            net(torch.ones(3, WIDTH))
+        counts.append(entered(monitor))
+        assert bool(net._forward_hooks) == (monitor.steps % 3 == 0)
     assert counts == [1, 1, 1, 2, 2, 2, 3]
 
 
@@ -277,6 +284,16 @@ def test_a_net_that_calls_its_first_function_later_is_seen_at_the_tenth_pass() -
     assert [any(layer.name == "relu()" for layer in record.layers) for record in records] == [False] * 9 + [True] * 3
 
 
+def trained_alike(plain: nn.Module) -> list[StepRecord]:
+    """Two steps with and without a monitor, alike to the last bit; its records."""
+    net, records = copy.deepcopy(plain), []
+    expected = train(plain, (16, WIDTH), 2)
+    with SignalMonitor(net, None, every=1, sinks=[records.append]) as monitor:
+        assert train(net, (16, WIDTH), 2) == expected
+    assert not monitor.aside
+    return records
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointed_functions_are_counted_once(reentrant: bool) -> None:
     class Checkpointed(nn.Module):
@@ -287,12 +304,7 @@ def test_checkpointed_functions_are_counted_once(reentrant: bool) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return F.relu(checkpoint(self.inner, self.first(x), use_reentrant=reentrant))
 
-    plain, records = Checkpointed(), []
-    net = copy.deepcopy(plain)
-    expected = train(plain, (16, WIDTH), 2)
-    with SignalMonitor(net, None, every=1, sinks=[records.append]) as monitor:
-        assert train(net, (16, WIDTH), 2) == expected
-    assert not monitor.aside
+    records = trained_alike(Checkpointed())
     labels = [layer.label for layer in records[1].layers]
     # With re-entry the segment runs without gradients, where the monitor sees no module either.
     assert labels.count("inner.a") == (not reentrant)
@@ -313,12 +325,7 @@ def test_a_segment_run_again_inside_the_forward_is_not_counted() -> None:
             (g,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
             return self.inner(y + g)
 
-    plain, records = Differentiates(), []
-    net = copy.deepcopy(plain)
-    expected = train(plain, (16, WIDTH), 2)
-    with SignalMonitor(net, None, every=1, sinks=[records.append]) as monitor:
-        assert train(net, (16, WIDTH), 2) == expected
-    assert not monitor.aside
+    records = trained_alike(Differentiates())
     labels = [layer.label for layer in records[1].layers if layer.role == "weight"]
     once = ["inner.0", "inner.1.a", "inner.1.b", "inner.1.c", "inner.1.d", "inner.1.d#1"]
     assert labels == [

@@ -8,18 +8,18 @@ counts where it is given a tensor of the signal: the model's input, or what was 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode, _pop_mode, _push_mode
 
-from torchnotes.diagnostics.capture import tensors_in
+from torchnotes.diagnostics.capture import Capture, tensors_in
+from torchnotes.diagnostics.function_attention import is_attention, opened
+from torchnotes.diagnostics.function_weights import FunctionWeights
 from torchnotes.init.following import activation_name
-
-OnActivation = Callable[[str, str, int, Callable[[Tensor], Tensor], Tensor], None]
-OnCall = Callable[[str, Sequence[Any], Mapping[str, Any], Tensor, str], "tuple[str, int] | None"]
 
 
 class FunctionCalls(TorchFunctionMode):
@@ -30,27 +30,23 @@ class FunctionCalls(TorchFunctionMode):
 
     Args:
         model: the model.
-        ignoring: asked at each call of a function whether it is somebody's measurement and no part of the model.
-        on_activation: told of each activation that is called as a function: what to call it (``blocks.7.relu()``), the
-            function's own name, how many calls of that name came before, the function and what it returned.
-        on_call: told of each other function that is called, with its name, arguments, output and the path of the module
-            it is called in; says what it is called as a layer, and how many such calls came before, or None.
+        capture: what records the pass. An activation that is called as a function is recorded as ``blocks.7.relu()``,
+            a weight that is used in one under the parameter's name (:mod:`torchnotes.diagnostics.function_weights`).
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        ignoring: Callable[[], bool] = lambda: False,
-        on_activation: OnActivation | None = None,
-        on_call: OnCall | None = None,
-    ) -> None:
+    _sees_its_end = True  # has a hook that runs last when the model returns
+
+    def __init__(self, model: nn.Module, capture: Capture) -> None:
         super().__init__()
         self._model = model
-        self._ignoring = ignoring
-        self._on_activation = on_activation
-        self._on_call = on_call
+        self._capture = capture
+        self._weights = FunctionWeights(model, capture)
         self._opaque = 0  # modules taken whole that are running now
         self._busy = False  # our own arithmetic, in a hook
+        self._attention: nn.MultiheadAttention | None = None  # the one that runs step by step
+        self._projected = False  # whether its first projection has its row
+        self._silenced = False  # whether the capture is to leave out what the module returns
+        self._last: tuple[Any, Any] | None = None  # the arguments of its last one, whose row is made at its end
         self._open: list[tuple[nn.Module, list[Tensor]]] = []
         self._function_counts: dict[str, int] = {}
         self._as_one: dict[int, bool] = {}
@@ -60,8 +56,10 @@ class FunctionCalls(TorchFunctionMode):
         """Run the function and take what it made, unless it runs inside a module taken as a whole."""
         kwargs = kwargs or {}
         # Compiled functions have this very line compiled into them.
-        if torch.compiler.is_compiling() or self._opaque or self._busy or self._ignoring():
+        if torch.compiler.is_compiling() or self._busy or self._capture.busy:
             return func(*args, **kwargs)
+        if self._opaque:
+            return self._call_inside(func, args, kwargs)
         signals: list[Tensor] = []
         before: list[int] = []
         try:
@@ -79,6 +77,44 @@ class FunctionCalls(TorchFunctionMode):
         except Exception as error:
             self._failed(error)
         return result
+
+    def _call_inside(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run a function inside a module taken as a whole: an attention step by step, so that its weights have rows.
+
+        Without gradients the module is left alone: a segment that runs again in the backward pass (checkpointing with
+        re-entry) is known again by its modules.
+        """
+        module = self._open[-1][0] if self._open else None
+        seen = self._sees_its_end or module is not self._model
+        if self._attention is None and seen and is_attention(func, module) and torch.is_grad_enabled():
+            assert isinstance(module, nn.MultiheadAttention)
+            self._attention, self._projected, self._last = module, False, None
+            _push_mode(self)
+            try:
+                return opened(func)(*args, **kwargs)
+            finally:
+                _pop_mode()
+                self._attention = None
+                # What the module returns is the output of its last projection: one row for both.
+                self._silenced = self._capture.recording and self._projected and self._last is not None
+                self._capture.recording = self._capture.recording and not self._silenced
+        result = func(*args, **kwargs)
+        if self._attention is not None and func is F.linear:
+            try:
+                if args[1] is self._attention.out_proj.weight:
+                    self._last = args, kwargs
+                else:
+                    self._projected |= self._row_of("linear", None, args, kwargs, result) is not None
+            except Exception as error:
+                self._failed(error)
+        return result
+
+    def _end_attention(self, output: Tensor) -> None:
+        last, silenced = self._last, self._silenced
+        self._last, self._silenced = None, False
+        if silenced and last is not None:
+            self._capture.recording = True
+            self._row_of("linear", None, *last, output)
 
     def _is_signal(self, tensor: Tensor) -> bool:
         raise NotImplementedError
@@ -109,13 +145,12 @@ class FunctionCalls(TorchFunctionMode):
         """
         kind = None if function is None else activation_of(name)
         if kind is None or function is None:
-            called = None if self._on_call is None else self._on_call(name, args, kwargs, output, self._inside)
+            called = self._weights(name, args, kwargs, output, self._inside)
             return None if called is None else (called[0], name, called[1])
         label = f"{self._inside}.{kind}()".lstrip(".")
         number = self._function_counts.get(label, 0)
         self._function_counts[label] = number + 1
-        if self._on_activation is not None:
-            self._on_activation(label, kind, number, function, output)
+        self._capture.function_called(label, kind, number, function, output)
         return label, kind, number
 
     @property
@@ -152,6 +187,8 @@ class FunctionCalls(TorchFunctionMode):
             whole = self._whole(module)
             self._opaque -= whole
             outputs = list(floating(output))
+            if isinstance(module, nn.MultiheadAttention) and not self._opaque:
+                self._end_attention(outputs[0])
             if outputs and not self._opaque:
                 self._returned(module, whole, signals, outputs)
         except Exception as error:

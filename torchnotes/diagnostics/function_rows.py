@@ -16,7 +16,6 @@ from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_m
 
 from torchnotes.diagnostics.capture import Capture
 from torchnotes.diagnostics.function_calls import FunctionCalls, activation_of, floating
-from torchnotes.diagnostics.function_weights import FunctionWeights
 from torchnotes.diagnostics.theory_lookup import FunctionOfOne, known_whole
 from torchnotes.init.following import NORMALIZING
 
@@ -38,18 +37,19 @@ class FunctionRows(FunctionCalls):
         entered: how many passes ran under the mode.
     """
 
+    _sees_its_end = False
+
     def __init__(
         self, model: nn.Module, capture: Capture, on_error: Callable[[Exception], None], *, eager: bool = False
     ) -> None:
-        self._weights = FunctionWeights(model, capture)
-        super().__init__(model, lambda: capture.busy, capture.function_called, self._weights)
-        self._capture = capture
+        super().__init__(model, capture)
         self._on_error = on_error
         self._eager = eager
         self._signals: dict[int, weakref.ref[Tensor]] = {}
         self._handles: list[Any] = []
         self._end: Any = None  # the handle of the hook at the model's end
         self._on = False
+        self._full = True
         self._found = False
         self._passes = 0
         self.entered = 0
@@ -61,8 +61,13 @@ class FunctionRows(FunctionCalls):
             full: whether the pass to come is measured in full.
         """
         wanted = self._found or (full and _is_power_of_ten(self._passes + 1))
-        if wanted and self._handles:
+        # The capture puts its hooks on anew where it looks at other modules than before, and its have to come first.
+        if wanted and self._handles and full == self._full:
             return
+        self._full = full
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
         if not wanted or (not self._eager and _has_compiled_parts(self._model)):
             self.detach()
             return
@@ -122,6 +127,7 @@ class FunctionRows(FunctionCalls):
         self._signals.clear()
         self._open.clear()
         self._opaque = 0
+        self._last, self._silenced = None, False
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.compiler.is_compiling():
@@ -171,9 +177,15 @@ class FunctionRows(FunctionCalls):
                 and output.shape == signals[0].shape
             ):
                 function = FunctionOfOne(func, args, kwargs, signals[0])
-            row = self._row_of(name, function, args, kwargs, output) if self._capture.listens else None
-            self._found = self._found or row is not None
+            self._row_of(name, function, args, kwargs, output)
             self._remember(output)
+
+    def _row_of(
+        self, name: str, function: Callable[[Tensor], Tensor] | None, args: Any, kwargs: Any, output: Tensor
+    ) -> tuple[str, str, int] | None:
+        row = super()._row_of(name, function, args, kwargs, output) if self._capture.listens else None
+        self._found = self._found or row is not None
+        return row
 
     def _returned(self, module: nn.Module, whole: bool, signals: list[Tensor], outputs: list[Tensor]) -> None:
         self._remember(outputs[0])

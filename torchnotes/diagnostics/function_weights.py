@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from torchnotes.diagnostics.capture import Capture, role_of
 from torchnotes.diagnostics.captured import Site
+from torchnotes.diagnostics.function_attention import makes_values, projections
 from torchnotes.diagnostics.records import Role
 
 _PRODUCTS = frozenset("matmul __matmul__ mm".split())
@@ -28,10 +29,14 @@ class FunctionLayer(nn.Module):
         weight: the parameter; None of a normalisation without one.
         bias: the bias; None without.
         transposed: whether the weight is (n_in, n_out) rather than (n_out, n_in).
+        drawn: whether ``initialize_`` would draw the weight: that of an attention it does, for that is a module.
     """
 
-    def __init__(self, weight: nn.Parameter | None, bias: nn.Parameter | None, *, transposed: bool = False) -> None:
+    def __init__(
+        self, weight: nn.Parameter | None, bias: nn.Parameter | None, *, transposed: bool = False, drawn: bool = False
+    ) -> None:
         super().__init__()
+        self.drawn = drawn
         self.register_parameter("weight", weight)
         self.register_parameter("bias", bias)
         self.transposed = transposed
@@ -40,7 +45,8 @@ class FunctionLayer(nn.Module):
 class FunctionWeights:
     """Recognises the layers among the functions that a model calls, and has them recorded.
 
-    A parameter whose own module counts as a layer is left to that module's record.
+    A parameter whose own module counts as a layer is left to that module's record; but the two projections of an
+    attention have a row each (:mod:`torchnotes.diagnostics.function_attention`).
 
     Args:
         model: the model.
@@ -50,11 +56,16 @@ class FunctionWeights:
     def __init__(self, model: nn.Module, capture: Capture) -> None:
         self._capture = capture
         self._names: dict[int, str] = {}
+        self._kinds: dict[int, str] = {}  # where it is not the function's name
         self._counts: dict[str, int] = {}
         for path, module in model.named_modules():
             if role_of(module) != "weight":
                 for key, parameter in module.named_parameters(recurse=False):
                     self._names[id(parameter)] = f"{path}.{key}".lstrip(".")
+            if isinstance(module, nn.MultiheadAttention):
+                for name, parameter in projections(path, module).items():
+                    self._names[id(parameter)] = name
+                    self._kinds[id(parameter)] = type(module).__name__ if name == path else "Linear"
 
     def begin(self) -> None:
         """Count the calls of a new pass."""
@@ -83,6 +94,7 @@ class FunctionWeights:
             if layer is None:
                 return None
             role, name = "weight", self._names[id(layer.weight)]
+            kind = self._kinds.get(id(layer.weight), kind)
         elif kind in _NORMALISATIONS:
             layer, role, name = FunctionLayer(None, None), "normalization", f"{inside}.{kind}()".lstrip(".")
         else:
@@ -100,15 +112,19 @@ class FunctionWeights:
         if weight is None:
             return None
         bias = next((a for a in given[2:] if isinstance(a, nn.Parameter)), None)
-        return FunctionLayer(weight, bias, transposed=(kind != "linear") != swapped)
+        drawn = id(weight) in self._kinds
+        return FunctionLayer(weight, bias, transposed=(kind != "linear") != swapped, drawn=drawn)
 
     def _parameter(self, tensor: Tensor) -> tuple[nn.Parameter | None, bool]:
-        """The parameter of the model that a tensor is, or is the transpose of; and whether it is that."""
+        """The parameter of the model that a tensor is, or is the transpose or the part of; and whether it is turned."""
         if id(tensor) in self._names and isinstance(tensor, nn.Parameter):
             return tensor, False
         base = None if tensor.is_inference() else tensor._base
-        if isinstance(base, nn.Parameter) and id(base) in self._names and _is_transpose(tensor, base):
-            return base, True
+        if isinstance(base, nn.Parameter) and id(base) in self._names:
+            if _is_transpose(tensor, base):
+                return base, True
+            if id(base) in self._kinds and makes_values(tensor, base):
+                return base, False
         return None, False
 
 

@@ -13,7 +13,6 @@ from torch.nn.parameter import is_lazy
 
 from torchnotes._checks import check_same_shape, describe
 from torchnotes.diagnostics.capture import Capture, role_of, tensors_in
-from torchnotes.diagnostics.function_weights import FunctionWeights
 from torchnotes.diagnostics.report import SignalReport, make_report
 from torchnotes.diagnostics.theory import Theory, theory_of
 from torchnotes.diagnostics.theory_graph import Recorder
@@ -132,11 +131,7 @@ def _run(
     parameters = [p for p in model.parameters() if p.requires_grad]
     with _as_found(model), Capture(model) as capture, torch.enable_grad():
         capture.begin()
-        watching = None
-        if theory:
-            layers = FunctionWeights(model, capture)
-            watching = Recorder(model, lambda: capture.busy, capture.function_called, layers)
-        with watching or contextlib.nullcontext() as recorder:
+        with Recorder(model, capture) if theory else contextlib.nullcontext() as recorder:
             if recorder is not None:
                 recorder.begin([args, kwargs])
             output = model(*args, **kwargs)

@@ -9,14 +9,14 @@ library) starts afresh at its measured state: a gap in the expectation, not an i
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
 from torchnotes.diagnostics import theory_steps as steps
-from torchnotes.diagnostics.function_calls import FunctionCalls, OnActivation, OnCall, floating
+from torchnotes.diagnostics.capture import Capture
+from torchnotes.diagnostics.function_calls import FunctionCalls, floating
 from torchnotes.diagnostics.theory_lookup import step_of_call, steps_of_module, taken_whole
 from torchnotes.diagnostics.theory_state import State, measure_state
 from torchnotes.diagnostics.theory_steps import Step
@@ -64,25 +64,15 @@ class Recorder(FunctionCalls):
 
     Args:
         model: the model.
-        ignoring: asked at each call of a function whether it is somebody's measurement and no part of the model.
-        on_activation: told of each activation that is called as a function: what to call it (``blocks.7.relu()``), the
-            function's own name, how many calls of that name came before, the function and what it returned.
-        on_call: told of each other function that is called, with its name, arguments, output and the path of the module
-            it is called in; says what it is called as a layer, and how many such calls came before, or None.
+        capture: what records the pass.
 
     Attributes:
         nodes: in the order of execution.
         calls: the module calls, in the order in which they returned.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        ignoring: Callable[[], bool] = lambda: False,
-        on_activation: OnActivation | None = None,
-        on_call: OnCall | None = None,
-    ) -> None:
-        super().__init__(model, ignoring, on_activation, on_call)
+    def __init__(self, model: nn.Module, capture: Capture) -> None:
+        super().__init__(model, capture)
         self.nodes: list[Node] = []
         self.calls: list[ModuleCall] = []
         self._of: dict[int, Node] = {}

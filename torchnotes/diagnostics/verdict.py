@@ -14,7 +14,8 @@ Three shapes count as leaving the band: a slope that adds up to more than it ove
 the end of the signal's way, and one of more than 3 decades that comes back before the end, on the way that all of the
 signal takes (:mod:`torchnotes.diagnostics.verdict_excursion`). A layer beside that way (the queries of an attention, a
 branch that starts near zero) may be as small as it likes. A scale that follows a power of depth (tanh at 1/n: q →
-1/2l) is healthy: it slows down as it goes, where an exponential never does; the reason gives the exponent.
+1/2l) is healthy: it slows down as it goes, where an exponential never does; the reason gives the exponent. Where all of
+that is sound, a weight that stands out among others is still seen (:mod:`torchnotes.diagnostics.verdict_outlier`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from torchnotes.diagnostics import fluctuation, verdict_excursion, verdict_profile
+from torchnotes.diagnostics import fluctuation, verdict_excursion, verdict_outlier, verdict_profile
 from torchnotes.diagnostics.growth import growth_of, growth_per_layer, trusted_log10
 from torchnotes.diagnostics.prescription import prescribe
 from torchnotes.diagnostics.records import Direction, Finding, LayerSignal, State, Verdict
@@ -69,6 +70,8 @@ def judge(layers: Sequence[LayerSignal], *, tolerance: float = TOLERANCE, sigmas
     findings = [_judge_direction(layers, steps, "forward", tolerance, sigmas)]
     if any(layer.gradient is not None for layer in layers):
         findings.append(_judge_direction(layers, steps, "backward", tolerance, sigmas))
+    if all(finding.state == "healthy" for finding in findings):
+        findings[0] = verdict_outlier.judged_by_outliers(findings[0], layers, tolerance)
     bad = [finding for finding in findings if finding.state != "healthy"]
     cures = [cure for finding in bad if (cure := prescribe(layers, finding)) is not None]
     return Verdict(
@@ -101,7 +104,10 @@ def _judge_direction(
     if len(curve.layers) < 2:
         reason = f"Fewer than two weight layers passed {_NAMES[direction]} on: there is no growth to judge."
         if not curve.layers and direction == "forward":
-            reason += " Weights used in functions (F.linear) are no modules: `probe(model, inputs)` sees those too."
+            reason += (
+                " Weights used in functions (F.linear) are no modules: `probe(model, inputs)` and `SignalMonitor` see "
+                "those too, unless they are inside compiled code, or the theory is left out."
+            )
         return Finding(direction, "healthy", growth, change, band, None, reason)
 
     if _all_zero(curve):
