@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from torchnotes import SignalMonitor, probe
 from torchnotes.diagnostics.verdict import judge
+from torchnotes.init import calibrate_, initialize_
 
 WIDTH = 64
 
@@ -191,7 +192,33 @@ def test_records_without_a_weight_layer_have_a_verdict() -> None:
     verdict = judge(layers)
     assert verdict.healthy
     assert "Fewer than two weight layers" in verdict.reason
-    assert "probe" in verdict.reason
+    assert "`probe(model, inputs)` and `SignalMonitor` see those too" in verdict.reason
+
+
+def test_what_refuses_such_a_net_is_not_offered() -> None:
+    for std, biased in ((WIDTH**-0.5, False), (4 * WIDTH**-0.5, False), (0.0, False), (1.0, True)):
+        net = Called("linear", std=std, depth=30)
+        for bias in net.b:
+            bias.data.fill_(-1e3 if biased else 0.0)  # ReLU is dead behind it
+        report = probe(net, torch.randn(32, WIDTH, generator=seeded(1)))
+        assert not report.healthy
+        assert report.prescription
+        for name in ("initialize_", "calibrate_"):
+            assert name not in report.prescription
+    with pytest.raises(ValueError, match="model must hold a weight to initialise"):
+        initialize_(net)
+    with pytest.raises(ValueError, match="model must run a layer whose weight can be scaled"):
+        calibrate_(net, torch.randn(32, WIDTH))
+
+
+def test_what_is_offered_for_an_attention_draws_its_weights() -> None:
+    torch.manual_seed(0)
+    net = nn.MultiheadAttention(WIDTH, 4, batch_first=True)
+    nn.init.zeros_(net.in_proj_weight)
+    report = probe(net, tuple(torch.randn(3, 8, 5, WIDTH, generator=seeded(1))), loss=lambda output: output[0].sum())
+    assert "`initialize_(model)`" in report.prescription
+    initialize_(net)
+    assert bool(net.in_proj_weight.any())
 
 
 def test_a_monitor_beside_such_a_net_closes_without_a_complaint(tmp_path) -> None:
@@ -232,8 +259,9 @@ def test_a_block_of_pytorchs_transformer_that_stands_out(norm_first: bool) -> No
                 parameter.mul_(100)
     report = probe(net, x)
     assert not report.healthy
-    # Before a normalised branch only gradients go wrong; the one at the output of 3.linear2 has come through block 4.
-    assert report.first_bad_layer == ("layers.3.linear2" if norm_first else "layers.4.self_attn")
+    # Only gradients go wrong: before a normalised branch from the projection in front of the large one on; behind a sum
+    # each of the two branches takes them down and up again.
+    assert report.first_bad_layer == ("layers.4.self_attn" if norm_first else "layers.4.linear1")
     blamed = ("self_attn", "self_attn.out_proj", "linear1", "linear2")
     assert report.prescription.startswith(f"The weights of {', '.join(f'`layers.4.{name}`' for name in blamed)} are ")
     applied = report.apply(net)

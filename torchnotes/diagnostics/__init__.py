@@ -6,9 +6,9 @@ from torchnotes.diagnostics.growth import growth_per_layer as growth_per_layer
 from torchnotes.diagnostics.history import JsonLines as JsonLines
 from torchnotes.diagnostics.history import StepRecord as StepRecord
 from torchnotes.diagnostics.monitor import SignalMonitor as SignalMonitor
-from torchnotes.diagnostics.prescription import Prescription as Prescription
 from torchnotes.diagnostics.prescription import apply_prescription as apply_prescription
 from torchnotes.diagnostics.prescription import prescriptions as prescriptions
+from torchnotes.diagnostics.prescription_record import Prescription as Prescription
 from torchnotes.diagnostics.probing import expect as expect
 from torchnotes.diagnostics.probing import probe as probe
 from torchnotes.diagnostics.records import Finding as Finding

@@ -2,54 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Sequence
 
-import torch
-from torch import nn
-from torch.nn.utils import parametrize
-
-from torchnotes._checks import describe
-from torchnotes.diagnostics.prescription_blame import Section, sections
+from torchnotes.diagnostics.prescription_apply import AppliedPrescription as AppliedPrescription
+from torchnotes.diagnostics.prescription_apply import apply_prescription as apply_prescription
+from torchnotes.diagnostics.prescription_blame import Section, is_drawn, sections
 from torchnotes.diagnostics.prescription_outliers import of_outliers
+from torchnotes.diagnostics.prescription_record import CURES, Prescription
+from torchnotes.diagnostics.prescription_residual import of_residual
 from torchnotes.diagnostics.records import Finding, LayerSignal, Verdict
-
-Cause = Literal[
-    "weight scale",
-    "dropout",
-    "activation",
-    "saturation",
-    "dead layer",
-    "zero weights",
-    "non-finite weights",
-    "non-finite value",
-    "normalisation without skip connections",
-    "missing normalisation",
-    "width",
-    "unknown",
-]
-
-_CURES = "`report.apply(model)`"
-
-
-@dataclass(frozen=True)
-class Prescription:
-    """What is to blame and what cures it.
-
-    Attributes:
-        cause: which factor did it.
-        text: cause and cure in a sentence or two.
-        blamed: labels of the layers at fault, in the order in which the signal runs.
-        factors: by what to multiply the weight of each layer, by the module's path; empty where no factor cures it.
-    """
-
-    cause: Cause
-    text: str
-    blamed: tuple[str, ...] = ()
-    factors: Mapping[str, float] = field(default_factory=dict)
 
 
 def prescribe(layers: Sequence[LayerSignal], finding: Finding) -> Prescription | None:
@@ -73,13 +35,13 @@ def prescribe(layers: Sequence[LayerSignal], finding: Finding) -> Prescription |
     for section in chain:
         if section.gain == 0:
             return _of_zero_weights(section)
-    if (found := of_outliers(chain, finding)) is not None:
-        return Prescription("weight scale", found.text, found.blamed, found.factors)
+    if (found := of_outliers(chain, finding) or of_residual(layers, finding)) is not None:
+        return found
     region = _region(chain, finding)
     sign = 1 if finding.state == "exploding" else -1
     if finding.furthest is not None:
         return _of_excursion(chain, region, finding) or _of_the_rest(region, layers, finding)
-    return _of_sums(layers, finding) or _of_scale(region, finding, sign) or _of_the_rest(region, layers, finding)
+    return _of_scale(region, finding, sign) or _of_the_rest(region, layers, finding)
 
 
 def prescriptions(layers: Sequence[LayerSignal], verdict: Verdict) -> tuple[Prescription, ...]:
@@ -115,7 +77,7 @@ def _of_scale(region: list[Section], finding: Finding, sign: int) -> Prescriptio
         text = (
             f"From `{labels[0]}` on: dropout that keeps {keep:.3g} multiplies the second moment by {1 / keep:.3g} in "
             f"each layer, and the weights are scaled as if it were not there; multiply them by √{keep:.3g} "
-            f"({_CURES}): the critical variance after dropout is {keep:.3g} of that without."
+            f"({CURES}): the critical variance after dropout is {keep:.3g} of that without."
         )
         return Prescription("dropout", text, labels, factors)
     return Prescription("weight scale", _scale_text(off, finding), labels, factors)
@@ -140,8 +102,13 @@ def _of_excursion(chain: list[Section], region: list[Section], finding: Finding)
         text += (
             f", and {_layers(back)} from `{back[0].head.label}` on {'makes' if len(back) == 1 else 'make'} up for it"
         )
-    text += f"; bring each to the scale that keeps the signal ({_CURES}), or `initialize_(model)`."
+    text += f"; bring each to the scale that keeps the signal ({CURES}){_or_drawn(away + back)}."
     return Prescription("weight scale", text, tuple(section.head.label for section in away), _factors(off))
+
+
+def _or_drawn(found: Sequence[Section]) -> str:
+    """Offers what `initialize_` does, where it does it."""
+    return ", or `initialize_(model)`" if all(is_drawn(section.head) for section in found) else ""
 
 
 def _layers(found: Sequence[Section]) -> str:
@@ -157,7 +124,7 @@ def _scale_text(off: list[Section], finding: Finding) -> str:
         assert worst.target is not None
         return (
             f"At `{worst.head.label}`: its weights are {worst.gain / worst.target:.3g} times as large as keeps the "
-            f"signal; multiply them by {_nice(worst.target / worst.gain)} ({_CURES}), or `initialize_(model)`."
+            f"signal; multiply them by {_nice(worst.target / worst.gain)} ({CURES}){_or_drawn([worst])}."
         )
     geometric = math.exp(sum(map(math.log, effects)) / len(effects))
     kinds = {section.activation for section in off if section.activation is not None}
@@ -168,7 +135,7 @@ def _scale_text(off: list[Section], finding: Finding) -> str:
     return (
         f"From `{first.head.label}` on ({len(off)} layers): weights at variance {_variance(off)}{around} {effect} the "
         f"second moment of the {'signal' if forward else 'gradient'} in each layer; multiply them by "
-        f"{_nice(1 / math.sqrt(geometric))} ({_CURES}), or `initialize_(model)`."
+        f"{_nice(1 / math.sqrt(geometric))} ({CURES}){_or_drawn(off)}."
     )
 
 
@@ -182,9 +149,10 @@ def _of_the_rest(region: list[Section], layers: Sequence[LayerSignal], finding: 
         return Prescription("width", "Make the layers wider, or use fewer of them, or add skip connections.", labels)
     text = (
         f"From `{finding.first_bad_layer}` on: neither weights nor dropout explain it; `print(expect(model, inputs))` "
-        "shows each step beside what it should do, and `init.calibrate_(model, batch)` sets the scale of every layer "
-        "from data."
+        "shows each step beside what it should do"
     )
+    calibrated = all(is_drawn(section.head) for section in region)
+    text += ", and `init.calibrate_(model, batch)` sets the scale of every layer from data." if calibrated else "."
     return Prescription("unknown", text, labels)
 
 
@@ -192,9 +160,10 @@ def _of_dead(region: list[Section], finding: Finding) -> Prescription | None:
     dead = next((section for section in region if section.dead > 0.999), None)
     if dead is None or finding.state != "vanishing":
         return None
+    how = "`initialize_`" if is_drawn(dead.head) else "at variance 2/n before ReLU"
     text = (
         f"The {dead.activation} before `{dead.head.label}` is dead: it is zero for every unit and sample. Draw the "
-        "layer before it anew (`initialize_`), and lower the learning rate if training killed it."
+        f"layer before it anew ({how}), and lower the learning rate if training killed it."
     )
     return Prescription("dead layer", text, (dead.head.label,))
 
@@ -205,8 +174,9 @@ def _of_saturated(region: list[Section], finding: Finding) -> Prescription | Non
         return None
     text = (
         f"From `{flat[0].head.label}` on: more than half of the {flat[0].activation} values before it lie on its flat "
-        "ends, where no gradient passes; make the weights or the inputs smaller: `init.calibrate_(model, batch)`."
+        "ends, where no gradient passes; make the weights or the inputs smaller"
     )
+    text += ": `init.calibrate_(model, batch)`." if all(is_drawn(section.head) for section in flat) else "."
     return Prescription("saturation", text, tuple(section.head.label for section in flat))
 
 
@@ -234,39 +204,13 @@ def _of_normalisation(region: list[Section], finding: Finding) -> Prescription |
     return Prescription("normalisation without skip connections", text, labels)
 
 
-def _of_sums(layers: Sequence[LayerSignal], finding: Finding) -> Prescription | None:
-    """Skip connections without normalisation: each block adds its own variance. Scale the last layer of each branch.
-
-    Blamed where the sums explain at least half of the change and a block does not do more than a sound one would: with
-    a branch of the variance of its input it doubles the second moment; ×1.9 on the rms leaves room for chance.
-    """
-    blocks = [layer for layer in layers if layer.role == "block" and math.isfinite(layer.activation.log10_rms)]
-    if finding.state != "exploding" or len(blocks) < 2:
-        return None
-    growth = (blocks[-1].activation.log10_rms - blocks[0].activation.log10_rms) / (len(blocks) - 1)
-    if growth * (len(blocks) - 1) < 0.5 * finding.change or growth > math.log10(1.9):
-        return None
-    factors: dict[str, float] = {}
-    for block in blocks:
-        prefix = f"{block.name}." if block.name else ""
-        branch = [layer for layer in layers if layer.role == "weight" and layer.order < block.order]
-        last = [layer for layer in branch if layer.name.startswith(prefix)]
-        if last:
-            factors[last[-1].name] = 1 / math.sqrt(len(blocks))
-    text = (
-        f"Each of {len(blocks)} skip connections adds the variance of its branch, and nothing takes it away "
-        f"(×{10**growth:.3g} per block); multiply the last weights of each branch by 1/√{len(blocks)} ({_CURES}), or "
-        "normalise at the head of each branch."
-    )
-    return Prescription("missing normalisation", text, tuple(factors), factors)
-
-
 def _of_zero_weights(section: Section) -> Prescription:
     label = section.head.label
     text = (
         f"The weights of `{label}` are all zero: nothing passes, forward or backward, and its units would stay alike "
-        "for ever. Draw them at random: `initialize_(model)`."
+        "for ever. Draw them at random: "
     )
+    text += "`initialize_(model)`." if is_drawn(section.head) else "at variance 2/n before ReLU, 1/n else."
     return Prescription("zero weights", text, (label,))
 
 
@@ -276,8 +220,9 @@ def _of_nonfinite(layers: Sequence[LayerSignal], chain: list[Section], finding: 
     if origin is not None and origin.weight is not None and origin.weight.nonfinite:
         text = (
             f"The weights of `{label}` hold {origin.weight.nonfinite} infinities or NaNs. Go back to a checkpoint from "
-            "before, and lower the learning rate or clip the gradients: `initialize_(model)` starts afresh."
+            "before, and lower the learning rate or clip the gradients"
         )
+        text += ": `initialize_(model)` starts afresh." if is_drawn(origin) else "."
         return Prescription("non-finite weights", text, (label,))
     if "an overflow" in finding.reason:
         off = [section for section in chain if section.excess > 0.02]
@@ -323,97 +268,3 @@ def _nice(factor: float) -> str:
         if abs(factor / value - 1) < 0.025:
             return word
     return f"{factor:.3g}"
-
-
-@dataclass(frozen=True)
-class AppliedPrescription:
-    """What was multiplied by what; prints as a table.
-
-    Attributes:
-        factors: the factor of each weight, by the parameter's name.
-        skipped: the parameters that were left, with the reason.
-    """
-
-    factors: Mapping[str, float]
-    skipped: Mapping[str, str]
-
-    def __rich__(self) -> Any:
-        from rich.table import Table
-
-        table = Table(title="Weights rescaled", title_justify="left", show_edge=False)
-        table.add_column("parameter", overflow="fold")
-        table.add_column("multiplied by", justify="right")
-        for name, factor in self.factors.items():
-            table.add_row(name, f"{factor:.4g}")
-        for name, reason in self.skipped.items():
-            table.add_row(name, reason)
-        return table
-
-    def __str__(self) -> str:
-        from rich.console import Console
-
-        out = io.StringIO()
-        Console(file=out, width=100, color_system=None).print(self)
-        return out.getvalue().rstrip()
-
-
-def apply_prescription(model: nn.Module, prescribed: Prescription | Sequence[Prescription]) -> AppliedPrescription:
-    """Multiply the weights by the prescribed factors, in place.
-
-    Args:
-        model: the model that was probed, or one of the same structure.
-        prescribed: one prescription, or those of both directions (see :func:`prescriptions`); a layer that two of
-            them name is scaled by the first.
-
-    Returns:
-        What was done, as a table. Take the report again to see the difference.
-
-    Raises:
-        TypeError: ``model`` is not a module.
-        ValueError: no factor cures it: the message says what does; or the model lacks a prescribed layer.
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {describe(model)}; pass the model that was probed.")
-    model = getattr(model, "_orig_mod", model)
-    given = [prescribed] if isinstance(prescribed, Prescription) else list(prescribed)
-    wanted: dict[str, float] = {}
-    for prescription in given:
-        for name, factor in prescription.factors.items():
-            wanted.setdefault(name, factor)
-    if not wanted:
-        words = " ".join(prescription.text for prescription in given) or "the report is healthy."
-        raise ValueError(f"prescribed must hold factors to apply, got none: no scaling of weights cures it. {words}")
-    modules, parameters = dict(model.named_modules()), dict(model.named_parameters(remove_duplicate=False))
-    missing = [name for name in wanted if name not in modules and name not in parameters]
-    if missing:
-        raise ValueError(
-            f"model must have the layers that were probed, got none named {missing[0]!r} in {type(model).__name__}; "
-            "apply the prescription to the model whose report it is."
-        )
-    return _scale(modules, parameters, wanted)
-
-
-def _scale(
-    modules: Mapping[str, nn.Module], parameters: Mapping[str, nn.Parameter], wanted: Mapping[str, float]
-) -> AppliedPrescription:
-    factors: dict[str, float] = {}
-    skipped: dict[str, str] = {}
-    seen: set[int] = set()
-    for name, factor in wanted.items():
-        # A layer that is a function call is called by its parameter's name.
-        module = modules.get(name)
-        key = "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
-        weight = parameters.get(name) if module is None else module._parameters.get(key)
-        parameter = name if module is None else f"{name}.{key}".lstrip(".")
-        if module is not None and parametrize.is_parametrized(module, "weight"):
-            skipped[parameter] = "parametrised: its scale is set by the parametrisation"
-        elif weight is None:
-            skipped[parameter] = "has no weight of its own"
-        elif id(weight) in seen:
-            skipped[parameter] = "shared with a layer above"
-        else:
-            seen.add(id(weight))
-            with torch.no_grad():
-                weight.mul_(factor)
-            factors[parameter] = factor
-    return AppliedPrescription(factors, skipped)

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
+from torchnotes.diagnostics.function_weights import FunctionLayer
 from torchnotes.diagnostics.records import LayerSignal
 from torchnotes.diagnostics.theory_lookup import keep_probability
 from torchnotes.diagnostics.theory_quadrature import (
@@ -72,7 +74,7 @@ def sections(layers: Sequence[LayerSignal]) -> list[Section]:
         found.append(
             Section(
                 head=head,
-                gain=_gain(head),
+                gain=gain_of(head),
                 ideal=_ideal(before, head, activation, ideals),
                 keep=math.prod(_keep(layer) for layer in dropouts),
                 activation=activation.kind if activation is not None else None,
@@ -82,6 +84,13 @@ def sections(layers: Sequence[LayerSignal]) -> list[Section]:
             )
         )
     return _completed(found)
+
+
+def is_drawn(layer: LayerSignal) -> bool:
+    """Whether `initialize_` and `calibrate_` know a weight layer: not one used in a function, nor a recurrent one."""
+    if isinstance(layer.module, FunctionLayer):
+        return layer.module.drawn
+    return not isinstance(layer.module, (nn.RNNBase, nn.RNNCellBase))
 
 
 def _completed(found: list[Section]) -> list[Section]:
@@ -134,11 +143,12 @@ def _ideal(
 def _measured_ideal(before: LayerSignal, head: LayerSignal) -> float | None:
     """Where a function call stands in between and left no record: gain over the growth that was measured."""
     growth = head.activation.log10_rms - before.activation.log10_rms
-    gain = _gain(head)
+    gain = gain_of(head)
     return gain / 10**growth if math.isfinite(growth) and gain > 0 and abs(growth) < 100 else None
 
 
-def _gain(head: LayerSignal) -> float:
+def gain_of(head: LayerSignal) -> float:
+    """√(n_in E w²) of a weight layer; 0 of weights that are all zero, NaN where not known."""
     if head.weight is None or head.fan_in is None or not math.isfinite(head.weight.log10_rms):
         return 0.0 if head.weight is not None and head.weight.log10_rms == -math.inf else math.nan
     return 10**head.weight.log10_rms * math.sqrt(head.fan_in)

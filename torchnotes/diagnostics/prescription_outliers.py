@@ -11,28 +11,14 @@ import torch
 from torch import nn
 
 from torchnotes.diagnostics.prescription_blame import Section
+from torchnotes.diagnostics.prescription_record import CURES, Prescription
 from torchnotes.diagnostics.records import Finding
 
 STANDS_OUT = 0.5
 """Decades from the middle gain at which a weight stands out: three times as large, or a third."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outliers:
-    """Layers whose weights stand out.
-
-    Attributes:
-        text: cause and cure.
-        blamed: their labels.
-        factors: what brings each to the middle gain, by the module's path.
-    """
-
-    text: str
-    blamed: tuple[str, ...]
-    factors: dict[str, float]
-
-
-def of_outliers(chain: Sequence[Section], finding: Finding) -> Outliers | None:
+def of_outliers(chain: Sequence[Section], finding: Finding) -> Prescription | None:
     """Blame the few weights that are of another size than all the others; None where there are none.
 
     Behind a normalisation the scale is 1 whatever came before it: gains do not multiply up along the net, and what one
@@ -50,32 +36,37 @@ def of_outliers(chain: Sequence[Section], finding: Finding) -> Outliers | None:
     middle = statistics.median(weight.gain for weight in candidates)
     off = [weight for weight in candidates if abs(weight.gain - middle) > STANDS_OUT]
     change = finding.departure if math.isfinite(finding.departure) else finding.change
-    together = sum(abs(weight.gain - middle) for weight in off)
+    together = sum(weight.times * abs(weight.gain - middle) for weight in off)
     if not off or 4 * len(off) > len(candidates) or together < 0.5 * min(abs(change), 300.0):
         return None
     large = _sentence([weight for weight in off if weight.gain > middle], middle, "large")
     small = _sentence([weight for weight in off if weight.gain < middle], middle, "small")
-    text = "; ".join(filter(None, (large, small))) + "; bring them to the scale of the others (`report.apply(model)`)."
+    text = "; ".join(filter(None, (large, small))) + f"; bring them to the scale of the others ({CURES})."
     factors: dict[str, float] = {}
     for weight in off:
         factors.setdefault(weight.name, 10 ** (middle - weight.gain))
-    return Outliers(text, tuple(weight.label for weight in off), factors)
+    return Prescription("weight scale", text, tuple(weight.label for weight in off), factors)
 
 
 @dataclass(frozen=True, slots=True)
 class _Weight:
-    """A weight by label and path, and log₁₀ of its gain √(n_in E w²)."""
+    """A weight by label and path, log₁₀ of its gain √(n_in E w²), and how often what it makes is multiplied up."""
 
     label: str
     name: str
     gain: float
+    times: int = 1
 
 
 def _weights(section: Section) -> list[_Weight]:
-    """Those of one layer; ``nn.MultiheadAttention`` uses a second one without calling its module: it has no record."""
+    """Those of one layer; where nobody saw inside ``nn.MultiheadAttention``, its second one too, that has no record.
+
+    What comes into an attention is multiplied with itself there, queries by keys.
+    """
     head, found = section.head, []
     if section.gain > 0 and math.isfinite(section.gain):
-        found.append(_Weight(head.label, head.name, math.log10(section.gain)))
+        times = 2 if head.kind == "MultiheadAttention" else 1
+        found.append(_Weight(head.label, head.name, math.log10(section.gain), times))
     if isinstance(head.module, nn.MultiheadAttention):
         weight = head.module.out_proj.weight.detach()
         gain = float(torch.linalg.vector_norm(weight, dtype=torch.float64)) / math.sqrt(weight.shape[0])
