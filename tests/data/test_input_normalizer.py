@@ -365,6 +365,49 @@ def _merge_on_rank(rank, store, results):
     dist.destroy_process_group()
 
 
+def _merge_on_three(rank, store, results):
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=3)
+    x = _shares()
+    figures = [InputNormalizer(nonfinite_values="ignore").fit(x[rank]).all_merge().state_dict()]
+    late = InputNormalizer(nonfinite_values="ignore")
+    if rank != 1:
+        late.fit(x[rank])
+    figures.append(late.all_merge().state_dict())  # the rank in the middle has seen nothing
+    pair = dist.new_group([0, 2])
+    if rank != 1:
+        figures.append(InputNormalizer(nonfinite_values="ignore").fit(x[rank]).all_merge(pair).state_dict())
+    try:
+        InputNormalizer(nonfinite_values="ignore").fit(torch.zeros(2, 2 + rank % 2)).all_merge()
+        message = ""
+    except ValueError as error:
+        message = str(error)
+    torch.save((figures, message), f"{results}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def _shares():
+    """Rows of three ranks, unlike in number and in mean; one feature is constant on each, one has a NaN on one."""
+    x = [_table()[:7] + 1e4, _table()[7:200], _table()[200:] - 3.0]
+    for rank, share in enumerate(x):
+        share[:, 1] = float(rank)
+    x[2][4, 3] = torch.nan
+    return x
+
+
+def test_three_ranks_end_with_the_figures_of_one_process(tmp_path):
+    torch.multiprocessing.spawn(_merge_on_three, args=(tmp_path / "store", tmp_path), nprocs=3)
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(3)]
+    x = _shares()
+    for k, of in enumerate(((0, 1, 2), (0, 2), (0, 2))):
+        whole = InputNormalizer(nonfinite_values="ignore").fit(torch.cat([x[rank] for rank in of]))
+        found = [figures[k] for figures, _ in ranks if k < len(figures)]
+        assert len(found) == (2 if k == 2 else 3)
+        for name, tensor in whole.state_dict().items():
+            assert all(torch.equal(other[name], found[0][name]) for other in found)  # bit for bit on every rank
+            torch.testing.assert_close(found[0][name], tensor, rtol=1e-12, atol=1e-15)
+    assert all("every rank must hold the same number of features, got [2, 3]" in message for _, message in ranks)
+
+
 def test_ranks_end_with_the_same_figures(tmp_path):
     torch.multiprocessing.spawn(_merge_on_rank, args=(tmp_path / "store", tmp_path), nprocs=2)
     (both, one, message), other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
