@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from torchnotes.gradcheck._recorder import Recorder, uncompiled
+
 #: Operations with a kink or a jump where their first argument is zero (or crosses the bounds that follow it).
 _AT_ZERO = {
     "relu", "relu_", "abs", "abs_", "sign", "sgn", "leaky_relu", "leaky_relu_", "prelu", "_prelu_kernel", "rrelu",
@@ -29,7 +31,7 @@ _WINNERS = {"amax": torch.amax, "amin": torch.amin, "aminmax": torch.amax, "max"
 _LOSS_WITH_DELTA = {"smooth_l1_loss", "huber_loss"}
 
 
-class _Decisions:
+class _Decisions(Recorder):
     """Records every discrete decision of the operations run under it, below autograd.
 
     Recorded are: the integer and boolean outputs of every operation (comparisons, positions of maxima, sorted orders,
@@ -41,11 +43,8 @@ class _Decisions:
         super().__init__()
         self.decisions: list[Tensor] = []
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def operation(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the operation, and record what it decided."""
-        kwargs = kwargs or {}
         name = func.overloadpacket.__name__
         self._before(name, args)
         out = func(*args, **kwargs)
@@ -82,11 +81,7 @@ class _Decisions:
 
 
 class BranchRecorder(_Decisions, TorchDispatchMode):
-    """The recorder as a mode: ``with BranchRecorder() as recorder:``.
-
-    PyTorch wraps what a mode itself defines so that its first operation imports its compiler, which takes two seconds
-    of every process; what it inherits from a class that is no mode is left as it is.
-    """
+    """The recorder as a mode, made of two classes for the reason given at `Recorder`."""
 
 
 def _side(x: Tensor) -> Tensor:
@@ -103,7 +98,7 @@ def _broadcastable(a: Tensor, b: Tensor) -> bool:
 
 def branches(evaluate: Callable[[], object]) -> list[Tensor]:
     """The decisions one evaluation took."""
-    with BranchRecorder() as recorder, torch.no_grad():
+    with BranchRecorder() as recorder, torch.no_grad(), uncompiled():
         evaluate()
     decisions: list[Tensor] = recorder.decisions
     return decisions

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from torchnotes.gradcheck._recorder import Recorder, uncompiled
 from torchnotes.gradcheck.report import Finding
 
 FINE = torch.finfo(torch.float64).eps
 NAME = "float64 throughout"
 
 
-class _Casts:
+class _Casts(Recorder):
     """Records the coarsest dtype to which float64 values were rounded, below autograd and inside custom Functions.
 
     Conversions that lose nothing (a mask, labels, whole numbers) do not count.
@@ -26,11 +27,9 @@ class _Casts:
         self.coarsest: torch.dtype | None = None
         self.eps = 0.0
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def operation(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the operation, and note a conversion that rounds."""
-        out = func(*args, **(kwargs or {}))
+        out = func(*args, **kwargs)
         name = func.overloadpacket.__name__
         if name in ("_to_copy", "copy_", "convert_element_type"):
             source = args[1] if name == "copy_" else args[0]
@@ -49,7 +48,7 @@ class _Casts:
 
 
 class CastRecorder(_Casts, TorchDispatchMode):
-    """The recorder as a mode, made of two classes for the reason given at `BranchRecorder`."""
+    """The recorder as a mode, made of two classes for the reason given at `Recorder`."""
 
 
 def rounding(evaluate: Callable[[], object]) -> tuple[float, str]:
@@ -58,7 +57,7 @@ def rounding(evaluate: Callable[[], object]) -> tuple[float, str]:
     Returns:
         (0.0, "") where everything stays in float64.
     """
-    with CastRecorder() as recorder, torch.no_grad():
+    with CastRecorder() as recorder, torch.no_grad(), uncompiled():
         evaluate()
     return recorder.eps, str(recorder.coarsest).removeprefix("torch.") if recorder.coarsest else ""
 

@@ -38,6 +38,7 @@ from torchnotes.gradcheck._progress import Progress, Watched
 from torchnotes.gradcheck._progress import progress as show_progress
 from torchnotes.gradcheck._projected import EVALUATIONS, check_projected
 from torchnotes.gradcheck._state import Dropout, dropout_mode, padding_rows, preserved
+from torchnotes.gradcheck._written import bounded_rows, fingerprints, refuse_written
 from torchnotes.gradcheck.compare import worst_verdict
 from torchnotes.gradcheck.function import check_function
 from torchnotes.gradcheck.recheck import warn_if_training
@@ -123,10 +124,11 @@ def check_gradients(
         objective = model_objective(cost, *data, parameters, generators)
         stack.enter_context(preserved(cost, objective.random))
         stack.enter_context(dropout_mode(cost, dropout))
+        bounded = stack.enter_context(bounded_rows(cost.model, objective))
         padding = stack.enter_context(padding_rows(cost.model))
         notes = refuse_empty(objective.names, objective.tensors, "parameters")
         y, more = _first_evaluation(objective, original if cost is not original else None, tensors_in(data))
-        notes += more + padding
+        notes += more + padding + bounded
         coarse = _precision(objective)
         separate = len(y) == 2
         objective.rows = _rows(separate, method).to(y.device)
@@ -199,7 +201,9 @@ def _first_evaluation(
     objective: Objective, original: nn.Module | None, data: Iterator[Tensor]
 ) -> tuple[Tensor, list[str]]:
     """Evaluate y with its graph, after the checks that J can be differentiated at all."""
+    before = fingerprints(objective.tensors)
     y, drawn = objective.prepare()
+    refuse_written(objective, before, "the forward")
     if not bool(torch.isfinite(y).all()):
         refuse_empty_batch(data, f"J = {y.detach().tolist()}")
         raise ValueError(

@@ -23,6 +23,7 @@ from torchnotes.gradcheck._objective import Cost, Objective, double_cost
 from torchnotes.gradcheck._precision import precision_finding
 from torchnotes.gradcheck._state import RandomStates, module_generators, preserved
 from torchnotes.gradcheck._subject import Subject
+from torchnotes.gradcheck._written import fingerprints, refuse_written
 from torchnotes.gradcheck.report import Finding, GradientReport
 
 COTANGENTS = 2
@@ -138,7 +139,9 @@ def _check_subject(
     objective = Objective(subject.names, subject.values, lambda: subject.flat(subject.values), random)
     notes = refuse_empty(subject.names, subject.values, "inputs")
     left_out = subject.leave_out_constants()
+    before = fingerprints(objective.tensors)
     y, drawn = objective.prepare()
+    refuse_written(objective, before, "fn")
     refuse_no_output(y)
     notes += ["fn draws random numbers: they were held fixed in every evaluation"] if drawn else []
     notes += [f"{left_out} outputs that carry no gradient were left out"] if left_out else []
