@@ -139,8 +139,10 @@ def _along(contracts: Contracts, which: Sequence[int], generator: torch.Generato
     for k in which:
         draw = torch.randn(values[k].shape, generator=generator, dtype=torch.float64).to(values[k].device)
         # Every tensor moves in proportion to its own size, so that none of them drowns in another's curvature.
-        size = norm(values[k]) / max(values[k].numel(), 1) ** 0.5
-        lines[k] = draw * (size if size > 0 else 0.1)
+        # An entry of −∞, as in a mask of attention, has nowhere to move to.
+        finite = torch.isfinite(values[k].detach())
+        size = norm(values[k][finite]) / max(int(finite.sum()), 1) ** 0.5
+        lines[k] = torch.where(finite, draw * (size if size > 0 else 0.1), 0.0)
     exact = torch.tensor([sum(float((gradients[k] * lines[k]).sum()) for k in which)], dtype=torch.float64)
     with torch.no_grad():
         base = [o.detach() for o in contracts.subject(values)]
