@@ -135,7 +135,7 @@ class TestUnits:
 def test_idle_units_by_any_number_of_threads(shape, threads):
     """Each thread marks by its own samples; a unit that works for one sample only, even the last, is not idle."""
     x = torch.randn(shape, generator=seeded()).relu()
-    x[:, 0] = 0.0
+    x[:, 0] = -0.0
     x[:, 1] = 0.0
     x[-1, 1].fill_(1.0)
     x[:, 2] = 0.0

@@ -48,6 +48,12 @@ def compiled(signature: str, kind: Callable[..., Any] = numba.njit) -> Callable[
     return compile_
 
 
+def directly(function: Any) -> Callable[..., Any]:
+    """A compiled function of numbers, without the choice by the types of arguments, which costs as much as the call."""
+    (found,) = function.overloads.values()
+    return found.entry_point  # type: ignore[no-any-return]
+
+
 team_body = compiled("void(intp)", numba.cfunc)  # called by C code with the address of its data
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from torchnotes.diagnostics import _kernels
+from torchnotes.diagnostics._compiling import directly
 from torchnotes.diagnostics._moments import Ends, of_values
 from torchnotes.diagnostics.lean import Lean
 from torchnotes.diagnostics.measuring import (
@@ -28,7 +29,7 @@ from torchnotes.diagnostics.measuring import (
 from torchnotes.diagnostics.records import Moments
 from torchnotes.diagnostics.sampling import Entries
 
-_sums, _sums_and_idle, _flat_and_idle = _kernels.sums, _kernels.sums_and_idle, _kernels.flat_and_idle
+_sums, _sums_and_idle, _flat_and_idle = map(directly, (_kernels.sums, _kernels.sums_and_idle, _kernels.flat_and_idle))
 _BYTES = 8 * _kernels.WIDTH  # of a row
 _MARK = 4  # bytes of a unit's mark
 
