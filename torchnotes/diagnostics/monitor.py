@@ -58,7 +58,7 @@ class SignalMonitor:
         window: logged steps in a row after which a unit that was always zero counts as dead.
         histograms: whether to write histograms too.
         compiled: measure what lies in the CPU's memory with code compiled by numba (`pip install 'torchnotes[fast]'`),
-            which costs less than half; None for where numba is installed. It is compiled once, in some seconds, and kept.
+            which costs less than half; None for where numba is installed. Compiling takes seconds once; it is kept.
         first_group: number of the first group of TensorBoard's tags.
         hparams: entered in TensorBoard's HParams table on closing.
 
