@@ -324,7 +324,6 @@ def sums_and_samples(orders: Any, samples: Any, rows: Any, joined: Any, threads:
         order[4], order[5], order[6], order[7] = joined.ctypes.data, joined.size, parts.ctypes.data, size
         order[8], order[9] = runtime[1], runtime[2]
         start_team(runtime[0], runtime[_READ_BODY], order.ctypes.data)
-        size = int(order[7])
     else:
         _read_part(orders, samples, joined, parts, 0, 1)
     for i in range(count):

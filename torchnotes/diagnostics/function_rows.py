@@ -65,9 +65,7 @@ class FunctionRows(FunctionCalls):
         if wanted and self._handles and full == self._full:
             return
         self._full = full
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._take_hooks_off()
         if not wanted or (not self._eager and _has_compiled_parts(self._model)):
             self.detach()
             return
@@ -84,12 +82,15 @@ class FunctionRows(FunctionCalls):
         """Leave the mode and take every hook off; inside a pass the last one goes when the model returns."""
         self._leave()
         self._forget()
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._take_hooks_off()
         if self._end is not None and not self._on:
             self._end.remove()
             self._end = None
+
+    def _take_hooks_off(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
 
     def begin(self) -> None:
         """Forget the last pass, and leave the mode that an interrupt may have left on."""

@@ -134,7 +134,7 @@ class Lean:
 
     def log10_rms(self, pending: Sequence[Measured]) -> list[float | None]:
         """The scale of each; None where a value is not finite."""
-        of_sums = iter(log10_rms_of_sums(rows)) if (rows := [i for i in pending if type(i) is tuple]) else iter(())
+        of_sums = iter(log10_rms_of_sums([item for item in pending if type(item) is tuple]))
         others = iter(scales_of_moments(self.resolve([item for item in pending if type(item) is not tuple])))
         return [next(of_sums) if type(item) is tuple else next(others) for item in pending]
 

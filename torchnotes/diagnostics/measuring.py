@@ -228,6 +228,8 @@ def scales_of_moments(found: Sequence[Moments]) -> list[float | None]:
 
 def log10_rms_of_sums(rows: Sequence[Sums] | Array) -> list[float]:
     """log₁₀ rms, without making moments."""
+    if not len(rows):
+        return []
     count, square = np.asarray(rows, dtype=np.float64).T[:2]
     with np.errstate(divide="ignore"):
         found: list[float] = (0.5 * np.log10(square / count)).tolist()

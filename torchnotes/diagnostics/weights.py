@@ -51,11 +51,12 @@ class _Noise:
         """Average one more draw, factor · values."""
         self.weight = self.weight * beta + (1 - beta)
         self.spread = self.spread * beta**2 + (1 - beta) ** 2
+        left = min(self.left, 0.999)  # of one draw alone it is 1, and the shares mean nothing
         if compiled and values.is_cpu and values.dtype is torch.float32:
             from torchnotes.diagnostics import _tracking_kernels
 
             shares = np.empty(len(self.plan.sizes))
-            state = self.weight, min(self.left, 0.999), self.mean.numpy(), self.square.numpy(), shares
+            state = self.weight, left, self.mean.numpy(), self.square.numpy(), shares
             _tracking_kernels.average(values.numpy(), self.plan.sizes, factor, beta, *state)
             self.shares = torch.from_numpy(shares)
             return
@@ -63,7 +64,7 @@ class _Noise:
         self.mean.mul_(beta).add_(gradient, alpha=1 - beta)
         self.square.mul_(beta).addcmul_(gradient, gradient, value=1 - beta)
         signal, power = self.plan.sums(self.mean.square()), self.plan.sums(self.square)
-        self.shares = ((1 - signal / (self.weight * power)) / (1 - min(self.left, 0.999))).clamp(0, 1)
+        self.shares = ((1 - signal / (self.weight * power)) / (1 - left)).clamp(0, 1)
 
 
 @dataclass

@@ -73,9 +73,8 @@ def _record(model: nn.Module, objective: Objective) -> dict[nn.Module, _Seen]:
     handles = []
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if (
-            module not in seen and not torch.compiler.is_compiling()
-        ):  # torch.cond traces its branches: no call of theirs
+        # torch.cond traces its branches, which is no call of theirs.
+        if module not in seen and not torch.compiler.is_compiling():
             asked = [isinstance(v, Tensor) and v.requires_grad for v in pytree.tree_leaves((args, kwargs))]
             kept = pytree.tree_map(_keep, (args, kwargs))
             seen[module] = _Seen(kept[0], kept[1], asked)
